@@ -1,0 +1,159 @@
+"""What an operator tells the rest of Wattune about itself: sizes, tensors, reference, work."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wattune.errors import ProblemError
+
+Array = NDArray[Any]
+Role = Literal["input", "packed", "state", "workspace", "output"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An operator with its static sizes, dtypes and caller-fixed layouts.
+
+    Fields named in ``runtime`` are run-time sizes: in a problem they name the upper end of the
+    bucket that one kernel serves.
+    """
+
+    operator: ClassVar[str]
+    runtime: ClassVar[tuple[str, ...]] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain data, with the operator's name."""
+        return {"operator": self.operator, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Build a problem from `to_json`'s data; unknown fields are refused."""
+        fields = {key: value for key, value in data.items() if key != "operator"}
+        allowed = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - allowed):
+            raise ProblemError(
+                f"{cls.operator} has no field {unknown[0]!r}; allowed: {sorted(allowed)}"
+            )
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise ProblemError(f"{cls.operator}: {error}") from error
+
+    @property
+    def key(self) -> str:
+        """Return one canonical line of JSON: equal problems have equal keys."""
+        return json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return the run-time sizes at the upper end of the bucket."""
+        return {name: int(getattr(self, name)) for name in self.runtime}
+
+    @property
+    def static_key(self) -> str:
+        """Return the key without the run-time sizes: problems that differ only in the bucket."""
+        data = {key: value for key, value in self.to_json().items() if key not in self.runtime}
+        return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+    def shared_data(self) -> str | None:
+        """Name the data that several problems read in one layout; None where nothing is shared."""
+        return None
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One tensor of a kernel.
+
+    A name in ``shape`` is a size known later: a run-time size of the problem (``tokens``) or a
+    size that the layout decides (``weight_bytes``). ``source`` is what a caller packs from; a
+    packed argument whose source has its own shape is copied as it is.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    role: Role
+    source: Argument | None = None
+
+    def concrete(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the shape with every name replaced by its size."""
+        return tuple(sizes[d] if isinstance(d, str) else d for d in self.shape)
+
+    @property
+    def layout_dependent(self) -> bool:
+        """Say whether a pack program, not a copy, makes this argument."""
+        return self.source is not None and self.source.shape != self.shape
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a problem costs at least: ``operations`` and the ``bytes`` that must move."""
+
+    operations: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a kernel may be from the reference, and why."""
+
+    rtol: float
+    atol: float
+    reason: str
+
+
+P = TypeVar("P", bound=Problem)
+
+
+class Operator(ABC, Generic[P]):
+    """What is computed; everything else about a kernel is derived from this object."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    problem: type[P]
+
+    @property
+    @abstractmethod
+    def signature(self) -> tuple[str, ...]:
+        """Name every argument in calling order; a problem uses a subset in this order."""
+
+    @abstractmethod
+    def arguments(self, problem: P) -> tuple[Argument, ...]:
+        """Describe every tensor of the kernel, in calling order."""
+
+    @abstractmethod
+    def make_inputs(self, problem: P, rng: np.random.Generator) -> dict[str, Array]:
+        """Draw inputs and pack sources for the problem at its bucket's upper end."""
+
+    @abstractmethod
+    def reference(self, problem: P, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute the outputs in numpy: integers exactly, floats in float64."""
+
+    @abstractmethod
+    def work(self, problem: P) -> Work:
+        """Count operations and the bytes that must move."""
+
+    @abstractmethod
+    def tolerance(self, problem: P, output: str) -> Tolerance:
+        """Return how far an output may be from the reference."""
+
+    @abstractmethod
+    def parse_shape(self, text: str, **fields: Any) -> P:
+        """Read the shape notation of ``wattune bench``."""
+
+    def random_bytes(self, problem: P, argument: str, count: int, seed: int) -> NDArray[np.uint8]:
+        """Draw valid bytes for a packed or state argument, in whatever layout."""
+        rng = np.random.default_rng(seed)
+        return rng.integers(0, 256, count, dtype=np.uint8)
+
+    def extra_layout_facts(self, problem: P) -> dict[str, Any]:
+        """Return facts of the problem that belong in a library's manifest."""
+        return {}

@@ -1,0 +1,166 @@
+"""Templates: how one family of schedules turns a problem into a tensor program."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar
+
+from wattune.errors import ScheduleError, UnknownNameError
+from wattune.ops import Problem
+from wattune.schedules.candidate import Candidate, Schedule
+from wattune.schedules.space import Space, Value, Values, layout_knobs
+from wattune.schedules.target import Target
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the bits of packed arguments are ordered: a format and the knob values that decide it."""
+
+    format: str
+    values: tuple[tuple[str, Value], ...] = ()
+
+    @classmethod
+    def make(cls, format: str, **values: Value) -> Layout:
+        """Build a layout from knob values in any order."""
+        return cls(format, tuple(sorted(values.items())))
+
+    def __str__(self) -> str:
+        """Return the one-line name that manifests and packed tensors carry."""
+        return self.format + "".join(f":{name}={value}" for name, value in self.values)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a candidate does, from its schedule alone; features are made of these.
+
+    ``bytes`` moved per memory level (``memory``, ``l3``, ``l2``, ``l1``), ``operations`` per unit
+    (``dot``, ``shuffle``, ``alu``, ``tile``: instructions), ``tiles`` by name, ``parallelism``:
+    independent tasks, ``registers``: vector registers alive in the inner loop, ``code``: unrolled
+    instructions of the inner loop.
+    """
+
+    bytes: dict[str, float]
+    operations: dict[str, float]
+    tiles: dict[str, float] = field(default_factory=dict)
+    parallelism: float = 1.0
+    registers: float = 0.0
+    code: float = 0.0
+
+
+class Template(ABC):
+    """One family of schedules of one operator for one kind of target."""
+
+    name: ClassVar[str]
+    operator: ClassVar[str]
+
+    @abstractmethod
+    def applies(self, problem: Any, target: Target) -> bool:
+        """Say whether the template can serve the problem on the target."""
+
+    @abstractmethod
+    def space(self, problem: Any, target: Target) -> Space:
+        """Return the knobs; defaults may depend on the problem and the target."""
+
+    @abstractmethod
+    def layout(self, problem: Any, values: Mapping[str, Value]) -> Layout:
+        """Return the layout of the packed arguments under these knob values."""
+
+    @abstractmethod
+    def sizes(self, problem: Any, target: Target, values: Mapping[str, Value]) -> dict[str, int]:
+        """Return the sizes that the schedule decides, by the names `arguments` uses."""
+
+    @abstractmethod
+    def lower(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Any:
+        """Return the TVM PrimFunc, its parameters in the order of `Operator.arguments`."""
+
+    @abstractmethod
+    def pack(self, problem: Any, values: Mapping[str, Value]) -> dict[str, Any]:
+        """Return, for each layout-dependent argument, a PrimFunc (source, packed)."""
+
+    @abstractmethod
+    def counts(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Counts:
+        """Count bytes, operations, tiles and parallelism of a candidate."""
+
+    def source_hash(self) -> str:
+        """Digest the source that decides what this template generates."""
+        return _hash_folder(Path(import_module(type(self).__module__).__file__ or ""))
+
+    def layouts(self, problem: Problem, target: Target) -> Iterator[tuple[Layout, Values]]:
+        """Yield each layout the template can read, with the knob values that give it."""
+        knobs = layout_knobs(self.space(problem, target).knobs)
+        for combination in product(*(knob.values for knob in knobs)):
+            values: Values = {k.name: v for k, v in zip(knobs, combination, strict=True)}
+            yield self.layout(problem, values), values
+
+
+@cache
+def _hash_folder(module: Path) -> str:
+    """Digest all modules beside a template: they share vocabulary and lowering helpers."""
+    digest = hashlib.sha256()
+    for path in sorted(module.parent.glob("*.py")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+# Modules that define templates, by target kind; a module's TEMPLATES are tried in order, so the
+# first applicable one is the default.
+_MODULES: dict[str, tuple[str, ...]] = {
+    "cpu": ("wattune.schedules.cpu.ternary_gemm",),
+    "cuda": (),
+}
+
+
+@cache
+def _templates(kind: str) -> tuple[Template, ...]:
+    found: list[Template] = []
+    for module in _MODULES[kind]:
+        found.extend(import_module(module).TEMPLATES)
+    return tuple(found)
+
+
+def templates_for(problem: Problem, target: Target) -> tuple[Template, ...]:
+    """Return the applicable templates, the default one first."""
+    found = tuple(
+        t
+        for t in _templates(target.kind)
+        if t.operator == problem.operator and t.applies(problem, target)
+    )
+    if not found:
+        raise ScheduleError(f"no template serves {problem.key} on {target.kind}:{target.arch}")
+    return found
+
+
+def template_of(candidate: Candidate) -> Template:
+    """Return the template a candidate's schedule names."""
+    known = {t.name: t for t in _templates(candidate.target.kind)}
+    try:
+        return known[candidate.schedule.template]
+    except KeyError:
+        raise UnknownNameError("template", candidate.schedule.template, known) from None
+
+
+def default_candidate(problem: Problem, target: Target, layout: Layout | None = None) -> Candidate:
+    """Return the default schedule of the first applicable template (that reads this layout)."""
+    for template in templates_for(problem, target):
+        space = template.space(problem, target)
+        if layout is not None:
+            fixed = next((v for lay, v in template.layouts(problem, target) if lay == layout), None)
+            if fixed is None:
+                continue
+            space = space.restrict(fixed)
+        schedule = Schedule.make(template.name, space.default())
+        return Candidate(problem, target, schedule)
+    raise ScheduleError(f"no template reads layout {layout} for {problem.key}")
+
+
+def layout_of(candidate: Candidate) -> Layout:
+    """Return the layout of a candidate's packed arguments."""
+    return template_of(candidate).layout(candidate.problem, candidate.schedule.values)
