@@ -1,0 +1,8 @@
+"""CPU templates of ternary GEMM; the first applicable one is the default."""
+
+from __future__ import annotations
+
+from wattune.schedules.cpu.ternary_gemm.vnni import VnniI2, VnniT5
+from wattune.schedules.template import Template
+
+TEMPLATES: tuple[Template, ...] = (VnniT5(), VnniI2())

@@ -1,0 +1,305 @@
+"""AVX-512 VNNI templates: decode 2-bit or base-3 weights in registers, multiply with vpdpbusd.
+
+for block in parallel(row blocks):
+    for tokens in blocks of token_block:
+        sums[token_block, groups] = 0
+        for step in columns:                  # unrolled by k_unroll, prefetched
+            for digit in digits of a vector:
+                w = decode(weight[block, step, group], digit)          # groups registers
+                sums[t, group] += dot(w, q[t, 4 columns])              # token_block x groups
+        y[tokens, block] = scaled(sums)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tvm.script import tirx as T
+
+from wattune.ops import operator
+from wattune.ops.ternary_gemm import TernaryGemm
+from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.ternary_gemm.layout import QUAD, VECTOR, VectorLayout
+from wattune.schedules.cpu.ternary_gemm.quantize import Quantizer
+from wattune.schedules.cpu.ternary_gemm.store import Storer
+from wattune.schedules.cpu.ternary_gemm.workspace import Workspace
+from wattune.schedules.program import Tensors, tensor_program
+from wattune.schedules.space import Constraint, Knob, Space, Value
+from wattune.schedules.target import Target
+from wattune.schedules.template import Counts, Layout, Template
+
+I32 = "int32x16"
+REGISTERS = 32
+
+
+class Vnni(Template):
+    """What the templates of both formats share; a subclass decodes its vectors."""
+
+    operator = "ternary_gemm"
+    format: ClassVar[str]
+    features: ClassVar[tuple[str, ...]]
+
+    def applies(self, problem: TernaryGemm, target: Target) -> bool:
+        """Three levels, the format not fixed to another one, and the instructions present."""
+        return (
+            problem.levels == 3
+            and problem.format in ("", self.format)
+            and target.arch == "x86_64"
+            and target.has("avx512f", "avx512bw", "avx512vl", "avx512_vnni", *self.features)
+        )
+
+    def space(self, problem: TernaryGemm, target: Target) -> Space:
+        """Knobs: interleave, accumulators, unrolling, prefetch, token block, parallel grain."""
+        many = problem.tokens > 1
+        token_blocks = tuple(
+            sorted({t for t in (1, 2, 4, 6, 8, 12, 16, 24) if t <= max(1, problem.tokens)})
+        )
+        default_tokens = max(t for t in token_blocks if t <= 8)
+        knobs = (
+            Knob("groups", (1, 2, 4, 8), 2 if not many or default_tokens > 4 else 4, layout=True),
+            Knob("accumulators", (1, 2, 4), 1 if many else 4),
+            Knob("k_unroll", (1, 2, 4, 8), 1 if many else 2),
+            Knob("prefetch", (0, 512, 1024, 2048, 4096, 8192), 0 if many else 2048),
+            Knob("token_block", token_blocks, default_tokens),
+            Knob("grain", (1, 2, 4, 8), 1),
+        )
+        constraints = (
+            Constraint(
+                "token_block * groups * accumulators + groups must fit 30 vector registers",
+                lambda v: (
+                    int(v["token_block"]) * int(v["groups"]) * int(v["accumulators"])
+                    + int(v["groups"])
+                    <= REGISTERS - 2
+                ),
+            ),
+            Constraint(
+                "4 accumulators keep digits unshifted: columns must be < 2^18",
+                lambda v: int(v["accumulators"]) < 4 or problem.in_features < 1 << 18,
+            ),
+        )
+        return Space(self.name, knobs, constraints)
+
+    def layout(self, problem: TernaryGemm, values: Mapping[str, Value]) -> Layout:
+        """The format and how many groups of 16 rows interleave."""
+        return Layout.make(self.format, groups=values["groups"])
+
+    def sizes(
+        self, problem: TernaryGemm, target: Target, values: Mapping[str, Value]
+    ) -> dict[str, int]:
+        """Bytes of the packed weight and of the workspace."""
+        weight = self._layout(problem, values)
+        return {
+            "weight_bytes": weight.bytes,
+            "workspace_bytes": self._workspace(problem, values).bytes,
+        }
+
+    def _layout(self, problem: TernaryGemm, values: Mapping[str, Value]) -> VectorLayout:
+        return VectorLayout.of(problem, self.format, int(values["groups"]))
+
+    def _workspace(self, problem: TernaryGemm, values: Mapping[str, Value]) -> Workspace:
+        columns = self._layout(problem, values).padded_columns
+        return Workspace.of(problem.tokens, int(values["token_block"]), columns)
+
+    def pack(self, problem: TernaryGemm, values: Mapping[str, Value]) -> dict[str, Any]:
+        """Return the program that packs the weight."""
+        return {"weight": self._layout(problem, values).pack_program(problem)}
+
+    def lower(self, problem: TernaryGemm, target: Target, values: Mapping[str, Value]) -> Any:
+        """Return the kernel."""
+        kernel = Kernel(
+            problem=problem,
+            threads=target.threads,
+            weight=self._layout(problem, values),
+            workspace=self._workspace(problem, values),
+            decode=self.decode,
+            accumulators=int(values["accumulators"]),
+            k_unroll=int(values["k_unroll"]),
+            prefetch=int(values["prefetch"]),
+            token_block=int(values["token_block"]),
+            grain=int(values["grain"]),
+        )
+        sizes = self.sizes(problem, target, values)
+        return tensor_program(operator(self.operator).arguments(problem), sizes, kernel.emit)
+
+    def decode(self, code: Any, shifted: bool) -> list[Any]:
+        """Return the codes (w + 1) of each digit of a vector of bytes.
+
+        Not ``shifted``: digit i < 4 is left in its place, 4^i times too large.
+        """
+        raise NotImplementedError
+
+    def counts(self, problem: TernaryGemm, target: Target, values: Mapping[str, Value]) -> Counts:
+        """Count what the kernel does."""
+        weight = self._layout(problem, values)
+        blocks = -(-problem.tokens // int(values["token_block"]))
+        vectors = weight.bytes / VECTOR
+        dots = vectors * weight.digits * blocks * int(values["token_block"])
+        groups, accumulators = int(values["groups"]), int(values["accumulators"])
+        decode = {4: 4 if accumulators == 4 else 7, 5: 11 if accumulators == 4 else 14}
+        q_bytes = float(problem.tokens * weight.padded_columns)
+        return Counts(
+            bytes={
+                "memory": float(weight.bytes),
+                "l2": weight.bytes * blocks + q_bytes * weight.blocks,
+                "l1": dots * QUAD / groups + weight.bytes * blocks,
+            },
+            operations={"dot": dots, "alu": vectors * blocks * decode[weight.digits]},
+            tiles={"blocks": weight.blocks, "token_blocks": blocks, "steps": weight.steps},
+            parallelism=-(-weight.blocks // int(values["grain"])),
+            registers=groups * accumulators * int(values["token_block"]) + groups + 1.0,
+            code=float(
+                int(values["k_unroll"]) * groups * weight.digits * (int(values["token_block"]) + 1)
+            ),
+        )
+
+
+class VnniI2(Vnni):
+    """Two bits a weight: mask the fields, no table."""
+
+    name = "vnni_i2"
+    format = "i2"
+    features = ()
+
+    def decode(self, code: Any, shifted: bool) -> list[Any]:
+        """Mask the four 2-bit fields."""
+        return fields(code, shifted)
+
+
+class VnniT5(Vnni):
+    """Five base-3 digits a byte (1.6 bits a weight): four by a table of 81, the fifth by range.
+
+    byte = 81 * d4 + index. Subtracting 81 or 162 too often wraps to a big number, so the index is
+    the least of (byte, byte - 81, byte - 162). What is left, 0, 81 or 162, has d4 in its top two
+    bits: the fifth digit is one more 2-bit field.
+    """
+
+    name = "vnni_t5"
+    format = "t5"
+    features = ("avx512vbmi",)
+
+    def decode(self, code: Any, shifted: bool) -> list[Any]:
+        """Look four digits up; the fifth follows from the range."""
+        once = code - vector.splat_u8(81)
+        twice = code - vector.splat_u8(162)
+        index = T.min(T.min(code, once), twice)
+        entries = [sum(i // 3**d % 3 << 2 * d for d in range(4)) % 256 for i in range(128)]
+        low, high = vector.constant(entries[:64]), vector.constant(entries[64:])
+        looked = vector.lookup128(low, T.reinterpret("int8x64", index), high)
+        return [
+            *fields(T.reinterpret("uint8x64", looked), shifted),
+            *fields(code - index, shifted)[3:],
+        ]
+
+
+def fields(code: Any, shifted: bool) -> list[Any]:
+    """Return the four 2-bit fields of each byte, in place or shifted down."""
+    if not shifted:
+        return [T.bitwise_and(code, vector.splat_u8(3 << 2 * i)) for i in range(4)]
+    mask = vector.splat_u8(3)
+    parts = [code, *(vector.shift_fields(code, 2 * i) for i in range(1, 4))]
+    return [T.bitwise_and(part, mask) for part in parts]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Emits one VNNI kernel."""
+
+    problem: TernaryGemm
+    threads: int
+    weight: VectorLayout
+    workspace: Workspace
+    decode: Callable[[Any, bool], list[Any]]
+    accumulators: int
+    k_unroll: int
+    prefetch: int
+    token_block: int
+    grain: int
+
+    def emit(self, tensors: Tensors) -> None:
+        """Quantise all tokens, then multiply block by block."""
+        tokens = tensors.sizes["tokens"]
+        quantizer = Quantizer(self.problem, self.workspace, self.weight.padded_columns)
+        parallel = T.parallel if self.threads > 1 else T.serial
+        over_tokens = parallel if self.problem.tokens > 1 else T.serial
+        with over_tokens(T.cast(tokens, "int32")) as token:
+            quantizer.emit(tensors["x"], tensors.get("x_scale"), tensors["workspace"], token)
+        tasks = -(-self.weight.blocks // self.grain)
+        with parallel(tasks) as task, T.serial(self.grain) as inner:
+            block = task * self.grain + inner
+            if self.weight.blocks % self.grain:
+                with T.If(block < self.weight.blocks), T.Then():
+                    self._block(tensors, tokens, block)
+            else:
+                self._block(tensors, tokens, block)
+
+    def _block(self, tensors: Tensors, tokens: Any, block: Any) -> None:
+        """Multiply one block of rows with all tokens."""
+        count = T.cast((tokens + self.token_block - 1) // self.token_block, "int32")
+        with T.serial(count) as at:
+            first = at * self.token_block
+            sums = T.alloc_buffer((self._sums() * vector.LANES,), "int32", scope="local")
+            for i in range(self._sums()):
+                vector.store(sums, [i * vector.LANES], vector.splat(T.int32(0)))
+            steps = self.weight.steps
+            with T.serial(steps // self.k_unroll) as step:
+                for k in range(self.k_unroll):
+                    self._step(tensors, sums, block, step * self.k_unroll + k, first)
+            for k in range(steps // self.k_unroll * self.k_unroll, steps):
+                self._step(tensors, sums, block, k, first)
+            self._store(tensors, sums, block, tokens, first)
+
+    def _sums(self) -> int:
+        """Count the accumulating registers."""
+        return self.token_block * self.weight.groups * self.accumulators
+
+    def _slot(self, token: int, group: int, chain: int) -> int:
+        return ((token * self.weight.groups + group) * self.accumulators + chain) * vector.LANES
+
+    def _step(self, tensors: Tensors, sums: Any, block: Any, step: Any, first: Any) -> None:
+        """Add one vector of every group times the columns it covers."""
+        weight, groups = self.weight, self.weight.groups
+        work = tensors["workspace"]
+        at = block * weight.block_bytes + step * (groups * VECTOR)
+        digits = []
+        for g in range(groups):
+            if self.prefetch:
+                vector.prefetch(tensors["weight"], at + g * VECTOR + self.prefetch)
+            code = vector.load_bytes(tensors["weight"], at + g * VECTOR)
+            digits.append(self.decode(code, self.accumulators < 4))
+        for d in range(weight.digits):
+            # A fifth digit lies where the fourth does: in the top bits.
+            chain = min(d, 3) if self.accumulators == 4 else d % self.accumulators
+            for t in range(self.token_block):
+                row = (first + t) * self.workspace.stride
+                q = vector.splat_quad(work, row + step * weight.columns + d * QUAD)
+                for g in range(groups):
+                    slot = self._slot(t, g, chain)
+                    codes = T.reinterpret("int8x64", digits[g][d])
+                    vector.store(sums, [slot], vector.dot_u8s8(sums.vload([slot], I32), codes, q))
+
+    def _store(self, tensors: Tensors, sums: Any, block: Any, tokens: Any, first: Any) -> None:
+        """Combine the accumulators and store the rows of the tokens that exist."""
+        storer = Storer(self.problem, self.workspace)
+        for t in range(self.token_block):
+            with T.If(first + t < tokens), T.Then():
+                for g in range(self.weight.groups):
+                    storer.emit(
+                        self._total(sums, t, g),
+                        tensors["workspace"],
+                        tensors.get("weight_scale"),
+                        tensors["y"],
+                        first + t,
+                        (block * self.weight.groups + g) * vector.LANES,
+                    )
+
+    def _total(self, sums: Any, token: int, group: int) -> Any:
+        """Add the accumulators of one token and group; digits left in place are shifted here."""
+        total = sums.vload([self._slot(token, group, 0)], I32)
+        for chain in range(1, self.accumulators):
+            part = sums.vload([self._slot(token, group, chain)], I32)
+            if self.accumulators == 4:
+                part = T.shift_right(part, vector.splat(T.int32(2 * chain)))
+            total = total + part
+        return total

@@ -1,0 +1,122 @@
+"""The vector vocabulary of CPU templates: each function names what one instruction does.
+
+Vectors are TVM expressions: ``int32x16`` and ``int8x64`` fill a 512-bit register. Every function
+returns an expression; `prefetch` emits a statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm.script import tirx as T
+
+# A tensor program's expression or buffer: TVM ships no types.
+Expr = Any
+Buffer = Any
+
+LANES = 16
+BYTES = 64
+
+
+def _intrinsic(name: str, dtype: str, *operands: Expr) -> Expr:
+    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *operands, dtype=dtype)
+
+
+def splat(value: Expr, lanes: int = LANES) -> Expr:
+    """Return a vector with the value in every lane."""
+    return T.broadcast(value, lanes)
+
+
+def splat_u8(value: int, lanes: int = BYTES) -> Expr:
+    """Return a vector of one byte value."""
+    return T.broadcast(T.uint8(value), lanes)
+
+
+def constant(entries: Sequence[int]) -> Expr:
+    """Return 64 (or 32, 16) known bytes as an int8 vector."""
+    words = [
+        T.int64(int.from_bytes(bytes(entries[i : i + 8]), "little", signed=True))
+        for i in range(0, len(entries), 8)
+    ]
+    wide = T.Shuffle(words, [T.int32(i) for i in range(len(words))])
+    return T.reinterpret(f"int8x{len(entries)}", wide)
+
+
+def store(buffer: Buffer, at: Sequence[Expr], value: Expr) -> None:
+    """Store a scalar, or a vector along the last index."""
+    lanes = value.ty.dtype.lanes
+    last = at[-1] if lanes == 1 else T.ramp(at[-1], 1, lanes)
+    T.buffer_store(buffer, value, [*at[:-1], last])
+
+
+def load_bytes(buffer: Buffer, at: Expr, count: int = BYTES) -> Expr:
+    """Load ``count`` bytes of a uint8 buffer."""
+    return buffer.vload([at], f"uint8x{count}")
+
+
+def load_as(buffer: Buffer, at: Expr, dtype: str, lanes: int = 1) -> Expr:
+    """Load a value of another dtype from a uint8 buffer at a byte offset."""
+    wide = {"int32": 4, "float32": 4}[dtype] * lanes
+    kind = dtype if lanes == 1 else f"{dtype}x{lanes}"
+    return T.reinterpret(kind, buffer.vload([at], f"uint8x{wide}"))
+
+
+def store_as(buffer: Buffer, at: Expr, value: Expr, lanes: int = 1) -> None:
+    """Store 4-byte values into a uint8 buffer at a byte offset."""
+    store(buffer, [at], T.reinterpret(f"uint8x{4 * lanes}", value))
+
+
+def splat_quad(buffer: Buffer, at: Expr, lanes: int = LANES) -> Expr:
+    """Repeat four bytes of a buffer in every 32-bit lane (the ``{1to16}`` operand)."""
+    return T.reinterpret(f"int8x{4 * lanes}", splat(load_as(buffer, at, "int32"), lanes))
+
+
+def dot_u8s8(total: Expr, unsigned: Expr, signed: Expr) -> Expr:
+    """Add four products of unsigned and signed bytes to each 32-bit lane (vpdpbusd, 512 bits)."""
+    return _intrinsic("llvm.x86.avx512.vpdpbusd.512", "int32x16", total, unsigned, signed)
+
+
+def dot_pairs_u8s8(unsigned: Expr, signed: Expr) -> Expr:
+    """Return saturating sums of two products of bytes in 16-bit lanes (vpmaddubsw, 256 bits)."""
+    return _intrinsic("llvm.x86.avx2.pmadd.ub.sw", "int16x16", unsigned, signed)
+
+
+def dot_pairs_s16(left: Expr, right: Expr) -> Expr:
+    """Return sums of two products of 16-bit lanes in 32-bit lanes (vpmaddwd, 256 bits)."""
+    return _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", left, right)
+
+
+def lookup128(low: Expr, index: Expr, high: Expr) -> Expr:
+    """Look 64 bytes up in a table of 128: bit 6 of the index chooses the half (vpermi2b)."""
+    return _intrinsic("llvm.x86.avx512.vpermi2var.qi.512", "int8x64", low, index, high)
+
+
+def lookup16(table: Expr, index: Expr, bits: int = 512) -> Expr:
+    """Look bytes up in the 16-byte table of their own 128-bit lane (vpshufb)."""
+    name = {512: "llvm.x86.avx512.pshuf.b.512", 256: "llvm.x86.avx2.pshuf.b"}[bits]
+    return _intrinsic(name, f"int8x{bits // 8}", table, index)
+
+
+def shift_fields(value: Expr, bits: int, lanes: int = BYTES) -> Expr:
+    """Shift bytes right by shifting 16-bit lanes: the top bits of a byte come from its neighbour.
+
+    The caller masks them away. There is no byte shift in x86.
+    """
+    half = lanes // 2
+    wide = T.reinterpret(f"uint16x{half}", value)
+    return T.reinterpret(f"uint8x{lanes}", T.shift_right(wide, splat(T.uint16(bits), half)))
+
+
+def prefetch(buffer: Buffer, at: Expr) -> None:
+    """Ask for the cache line at a byte offset (prefetcht0); beyond the end is harmless."""
+    T.evaluate(
+        T.call_llvm_intrin(
+            T.llvm_lookup_intrinsic_id("llvm.prefetch"),
+            T.address_of(buffer[at]),
+            T.int32(0),
+            T.int32(3),
+            T.int32(1),
+            dtype="void",
+        )
+    )
