@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -82,8 +83,24 @@ class Space:
     constraints: tuple[Constraint, ...] = ()
 
     def default(self) -> Values:
-        """Return every knob's default."""
-        return {knob.name: knob.default for knob in self.knobs}
+        """Return every knob's default, or the nearest point that the constraints allow.
+
+        A restricted space can rule its own defaults out; the nearest point is found breadth
+        first, one knob by one step at a time, so it is the same every time.
+        """
+        first = {knob.name: knob.default for knob in self.knobs}
+        queue, seen = deque([first]), {tuple(first.values())}
+        while queue:
+            values = queue.popleft()
+            if all(rule.holds(values) for rule in self.constraints):
+                return values
+            for knob in self.knobs:
+                for value in knob.neighbours(values[knob.name]):
+                    near = {**values, knob.name: value}
+                    if (key := tuple(near.values())) not in seen:
+                        seen.add(key)
+                        queue.append(near)
+        raise ScheduleError(f"{self.template}: no point satisfies the constraints")
 
     def check(self, values: Mapping[str, Value]) -> None:
         """Refuse values outside the space, with the reason."""

@@ -40,6 +40,7 @@ class Vnni(Template):
     operator = "ternary_gemm"
     format: ClassVar[str]
     features: ClassVar[tuple[str, ...]]
+    one_token: ClassVar[dict[str, int]]
 
     def applies(self, problem: TernaryGemm, target: Target) -> bool:
         """Three levels, the format not fixed to another one, and the instructions present."""
@@ -53,24 +54,27 @@ class Vnni(Template):
     def space(self, problem: TernaryGemm, target: Target) -> Space:
         """Knobs: interleave, accumulators, unrolling, prefetch, token block, parallel grain."""
         many = problem.tokens > 1
-        token_blocks = tuple(
-            sorted({t for t in (1, 2, 4, 6, 8, 12, 16, 24) if t <= max(1, problem.tokens)})
-        )
-        default_tokens = max(t for t in token_blocks if t <= 8)
+        sizes = (1, 2, 4, 6, 8, 12, 16, 24)
+        token_blocks = tuple(t for t in sizes if t <= problem.tokens)
+        one = self.one_token
         knobs = (
-            Knob("groups", (1, 2, 4, 8), 2 if not many or default_tokens > 4 else 4, layout=True),
-            Knob("accumulators", (1, 2, 4), 1 if many else 4),
-            Knob("k_unroll", (1, 2, 4, 8), 1 if many else 2),
-            Knob("prefetch", (0, 512, 1024, 2048, 4096, 8192), 0 if many else 2048),
-            Knob("token_block", token_blocks, default_tokens),
+            Knob("groups", (1, 2, 4, 8), one["groups"], layout=True),
+            Knob("row_groups", (1, 2, 4, 8), 2 if many else one["groups"]),
+            Knob("accumulators", (1, 2, 4), 1 if many else one["accumulators"]),
+            Knob("k_unroll", (1, 2, 4, 8), 1),
+            Knob("prefetch", (0, 512, 1024, 2048, 4096, 8192), 0 if many else one["prefetch"]),
+            Knob("token_block", token_blocks, max(t for t in token_blocks if t <= 8)),
             Knob("grain", (1, 2, 4, 8), 1),
         )
         constraints = (
             Constraint(
-                "token_block * groups * accumulators + groups must fit 30 vector registers",
+                "row_groups must not exceed groups",
+                lambda v: int(v["row_groups"]) <= int(v["groups"]),
+            ),
+            Constraint(
+                "row_groups * (token_block * accumulators + 1) must fit 30 vector registers",
                 lambda v: (
-                    int(v["token_block"]) * int(v["groups"]) * int(v["accumulators"])
-                    + int(v["groups"])
+                    int(v["row_groups"]) * (int(v["token_block"]) * int(v["accumulators"]) + 1)
                     <= REGISTERS - 2
                 ),
             ),
@@ -119,6 +123,7 @@ class Vnni(Template):
             prefetch=int(values["prefetch"]),
             token_block=int(values["token_block"]),
             grain=int(values["grain"]),
+            row_groups=int(values["row_groups"]),
         )
         sizes = self.sizes(problem, target, values)
         return tensor_program(operator(self.operator).arguments(problem), sizes, kernel.emit)
@@ -136,7 +141,7 @@ class Vnni(Template):
         blocks = -(-problem.tokens // int(values["token_block"]))
         vectors = weight.bytes / VECTOR
         dots = vectors * weight.digits * blocks * int(values["token_block"])
-        groups, accumulators = int(values["groups"]), int(values["accumulators"])
+        groups, accumulators = int(values["row_groups"]), int(values["accumulators"])
         decode = {4: 4 if accumulators == 4 else 7, 5: 11 if accumulators == 4 else 14}
         q_bytes = float(problem.tokens * weight.padded_columns)
         return Counts(
@@ -161,6 +166,7 @@ class VnniI2(Vnni):
     name = "vnni_i2"
     format = "i2"
     features = ()
+    one_token: ClassVar[dict[str, int]] = {"groups": 4, "accumulators": 4, "prefetch": 4096}
 
     def decode(self, code: Any, shifted: bool) -> list[Any]:
         """Mask the four 2-bit fields."""
@@ -178,6 +184,7 @@ class VnniT5(Vnni):
     name = "vnni_t5"
     format = "t5"
     features = ("avx512vbmi",)
+    one_token: ClassVar[dict[str, int]] = {"groups": 8, "accumulators": 2, "prefetch": 8192}
 
     def decode(self, code: Any, shifted: bool) -> list[Any]:
         """Look four digits up; the fifth follows from the range."""
@@ -216,6 +223,7 @@ class Kernel:
     prefetch: int
     token_block: int
     grain: int
+    row_groups: int
 
     def emit(self, tensors: Tensors) -> None:
         """Quantise all tokens, then multiply block by block."""
@@ -237,33 +245,37 @@ class Kernel:
     def _block(self, tensors: Tensors, tokens: Any, block: Any) -> None:
         """Multiply one block of rows with all tokens."""
         count = T.cast((tokens + self.token_block - 1) // self.token_block, "int32")
-        with T.serial(count) as at:
+        parts = self.weight.groups // self.row_groups
+        with T.serial(parts) as part, T.serial(count) as at:
             first = at * self.token_block
+            group = part * self.row_groups
             sums = T.alloc_buffer((self._sums() * vector.LANES,), "int32", scope="local")
             for i in range(self._sums()):
                 vector.store(sums, [i * vector.LANES], vector.splat(T.int32(0)))
             steps = self.weight.steps
             with T.serial(steps // self.k_unroll) as step:
                 for k in range(self.k_unroll):
-                    self._step(tensors, sums, block, step * self.k_unroll + k, first)
+                    self._step(tensors, sums, block, group, step * self.k_unroll + k, first)
             for k in range(steps // self.k_unroll * self.k_unroll, steps):
-                self._step(tensors, sums, block, k, first)
-            self._store(tensors, sums, block, tokens, first)
+                self._step(tensors, sums, block, group, k, first)
+            self._store(tensors, sums, block, group, tokens, first)
 
     def _sums(self) -> int:
         """Count the accumulating registers."""
-        return self.token_block * self.weight.groups * self.accumulators
+        return self.token_block * self.row_groups * self.accumulators
 
     def _slot(self, token: int, group: int, chain: int) -> int:
-        return ((token * self.weight.groups + group) * self.accumulators + chain) * vector.LANES
+        return ((token * self.row_groups + group) * self.accumulators + chain) * vector.LANES
 
-    def _step(self, tensors: Tensors, sums: Any, block: Any, step: Any, first: Any) -> None:
+    def _step(
+        self, tensors: Tensors, sums: Any, block: Any, group: Any, step: Any, first: Any
+    ) -> None:
         """Add one vector of every group times the columns it covers."""
-        weight, groups = self.weight, self.weight.groups
+        weight = self.weight
         work = tensors["workspace"]
-        at = block * weight.block_bytes + step * (groups * VECTOR)
+        at = block * weight.block_bytes + (step * weight.groups + group) * VECTOR
         digits = []
-        for g in range(groups):
+        for g in range(self.row_groups):
             if self.prefetch:
                 vector.prefetch(tensors["weight"], at + g * VECTOR + self.prefetch)
             code = vector.load_bytes(tensors["weight"], at + g * VECTOR)
@@ -274,24 +286,26 @@ class Kernel:
             for t in range(self.token_block):
                 row = (first + t) * self.workspace.stride
                 q = vector.splat_quad(work, row + step * weight.columns + d * QUAD)
-                for g in range(groups):
+                for g in range(self.row_groups):
                     slot = self._slot(t, g, chain)
                     codes = T.reinterpret("int8x64", digits[g][d])
                     vector.store(sums, [slot], vector.dot_u8s8(sums.vload([slot], I32), codes, q))
 
-    def _store(self, tensors: Tensors, sums: Any, block: Any, tokens: Any, first: Any) -> None:
+    def _store(
+        self, tensors: Tensors, sums: Any, block: Any, group: Any, tokens: Any, first: Any
+    ) -> None:
         """Combine the accumulators and store the rows of the tokens that exist."""
         storer = Storer(self.problem, self.workspace)
         for t in range(self.token_block):
             with T.If(first + t < tokens), T.Then():
-                for g in range(self.weight.groups):
+                for g in range(self.row_groups):
                     storer.emit(
                         self._total(sums, t, g),
                         tensors["workspace"],
                         tensors.get("weight_scale"),
                         tensors["y"],
                         first + t,
-                        (block * self.weight.groups + g) * vector.LANES,
+                        (block * self.weight.groups + group + g) * vector.LANES,
                     )
 
     def _total(self, sums: Any, token: int, group: int) -> Any:
