@@ -1,0 +1,1 @@
+"""The compiler: build, measure, search, database, library, models, report and command line."""

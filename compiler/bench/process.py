@@ -1,0 +1,85 @@
+"""The measuring process of one implementation, seen from the benchmark."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from wattune.errors import MeasureError
+
+
+class BenchProcess:
+    """A fresh process that holds one implementation; idle, and asleep, between rounds."""
+
+    def __init__(self, spec: Mapping[str, Any], cores: list[int]) -> None:
+        """Start the process on these cores and send the setup; `ready` waits for the answer."""
+        self.name = str(spec["implementation"])
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "wattune.compiler.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=_environment(int(spec["threads"])),
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )
+        self._send(spec)
+
+    def ready(self) -> dict[str, Any]:
+        """Return the answer to the setup: ``moved`` and ``copies``, or ``unavailable``."""
+        return self._receive()
+
+    def round(self, seconds: float) -> list[float]:
+        """Run one round; return the seconds of each call."""
+        self._send({"seconds": seconds})
+        runs: list[float] = self._receive()["runs"]
+        return runs
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process.stdin:
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+        self.log.close()
+
+    def _send(self, data: Mapping[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(data) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._died() from None
+
+    def _receive(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise self._died()
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _died(self) -> MeasureError:
+        """Say how the process ended, with the last line that it wrote."""
+        status = self.process.wait()
+        self.log.seek(0)
+        lines = self.log.read().decode(errors="replace").strip().splitlines()
+        last = lines[-1] if lines else "no message"
+        return MeasureError("crash", f"{self.name}: its process ended ({status}): {last}")
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Fix the threads of OpenMP and BLAS before any library is loaded."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return {**os.environ, **dict.fromkeys(names, str(threads))}

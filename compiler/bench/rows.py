@@ -1,0 +1,92 @@
+"""What a benchmark says: one row per problem and implementation, and why a row is absent."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from wattune.ops import Problem, operator
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation of one problem.
+
+    ``seconds`` has the median and the least of all calls; ``gops`` and ``gbps`` follow from the
+    median, the latter from the bytes that this implementation must move. ``limit`` is the least
+    time in seconds that the machine's limits, measured in the same run, allow it.
+    """
+
+    operator: str
+    problem: dict[str, Any]
+    implementation: str
+    threads: int
+    mode: str
+    seconds: dict[str, float]
+    gops: float
+    gbps: float
+    limit: float
+    fraction_of_limit: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The machine's limits for one run: bandwidth at the run's footprint, integer peak."""
+
+    gbps: float
+    gops: float
+
+    def seconds(self, moved: int, operations: int) -> float:
+        """Return the least time for so many bytes and operations."""
+        return max(moved / (self.gbps * 1e9), operations / (self.gops * 1e9))
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """All rows of a run, the machine, the limits behind each, and why rows are absent."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "machine": self.machine,
+            "rows": [row.to_json() for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+
+def make_row(
+    problem: Problem,
+    implementation: str,
+    threads: int,
+    mode: str,
+    moved: int,
+    runs: Sequence[float],
+    ceiling: Ceiling,
+) -> Row:
+    """Build a row from the seconds of each call and the bytes that one call moves."""
+    middle = median(runs)
+    operations = operator(problem.operator).work(problem).operations
+    limit = ceiling.seconds(moved, operations)
+    return Row(
+        operator=problem.operator,
+        problem=problem.to_json(),
+        implementation=implementation,
+        threads=threads,
+        mode=mode,
+        seconds={"median": middle, "min": min(runs)},
+        gops=operations / middle / 1e9,
+        gbps=moved / middle / 1e9,
+        limit=limit,
+        fraction_of_limit=limit / middle,
+    )

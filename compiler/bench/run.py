@@ -1,0 +1,112 @@
+"""Runs a benchmark: rounds of all implementations of a problem in turn, so that noise hits all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wattune.compiler.bench.implementations import implementations
+from wattune.compiler.bench.process import BenchProcess
+from wattune.compiler.bench.rows import Ceiling, Row, make_row
+from wattune.errors import MeasureError
+from wattune.ops import Problem
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a benchmark measures: ``seconds`` per round, ``footprint`` of the rotation in bytes."""
+
+    threads: int
+    mode: str = "cold"
+    rounds: int = 7
+    seconds: float = 0.1
+    footprint: int = 0
+    seed: int = 0
+
+
+@dataclass
+class Entry:
+    """One implementation while it is measured."""
+
+    process: BenchProcess
+    moved: int
+    copies: int
+    runs: list[float] = field(default_factory=list)
+
+
+def measure_problem(
+    problem: Problem,
+    library: Path,
+    settings: Settings,
+    ceiling: Callable[[int], Ceiling],
+    notes: list[str],
+    progress: Progress = lambda text: None,
+) -> list[Row]:
+    """Measure every implementation of one problem; absent ones leave a note.
+
+    ``ceiling`` returns the machine's limits at a footprint in bytes.
+    """
+    with ExitStack() as stack:
+        entries = _start(problem, library, settings, notes, stack)
+        for number in range(settings.rounds):
+            progress(f"{problem.key}: round {number + 1} of {settings.rounds}")
+            for entry in list(entries.values()):
+                try:
+                    entry.runs += entry.process.round(settings.seconds)
+                except MeasureError as error:
+                    notes.append(f"{_label(problem)}: {error}")
+                    entries = {n: e for n, e in entries.items() if e is not entry}
+    return [
+        make_row(
+            problem,
+            name,
+            settings.threads,
+            settings.mode,
+            entry.moved,
+            entry.runs,
+            ceiling(entry.copies * entry.moved),
+        )
+        for name, entry in entries.items()
+    ]
+
+
+def _start(
+    problem: Problem, library: Path, settings: Settings, notes: list[str], stack: ExitStack
+) -> dict[str, Entry]:
+    """Start all processes, one after the other: their setups would disturb each other."""
+    cores = sorted(os.sched_getaffinity(0))[: settings.threads]
+    entries = {}
+    for name in implementations(problem.operator):
+        process = BenchProcess(_spec(problem, name, library, settings), cores)
+        stack.callback(process.close)
+        try:
+            ready = process.ready()
+        except MeasureError as error:
+            ready = {"unavailable": str(error)}
+        if "unavailable" in ready:
+            notes.append(f"{_label(problem)}: {name} is absent: {ready['unavailable']}")
+        else:
+            entries[name] = Entry(process, ready["moved"], ready["copies"])
+    return entries
+
+
+def _spec(problem: Problem, name: str, library: Path, settings: Settings) -> Mapping[str, Any]:
+    return {
+        "implementation": name,
+        "problem": problem.to_json(),
+        "threads": settings.threads,
+        "footprint": settings.footprint if settings.mode == "cold" else 0,
+        "library": str(library),
+        "seed": settings.seed,
+    }
+
+
+def _label(problem: Problem) -> str:
+    sizes: Sequence[str] = [str(v) for v in problem.to_json().values() if isinstance(v, int)]
+    return f"{problem.operator} {'x'.join(sizes[:3])}"
