@@ -1,0 +1,1 @@
+"""Measuring: spawned build workers, one runtime-only measuring process, meters, limits."""
