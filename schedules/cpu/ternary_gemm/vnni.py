@@ -18,38 +18,26 @@ from typing import Any, ClassVar
 
 from tvm.script import tirx as T
 
-from wattune.ops import operator
 from wattune.ops.ternary_gemm import TernaryGemm
 from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.ternary_gemm.base import VectorTemplate, fields, quantize_tokens
 from wattune.schedules.cpu.ternary_gemm.layout import QUAD, VECTOR, VectorLayout
-from wattune.schedules.cpu.ternary_gemm.quantize import Quantizer
 from wattune.schedules.cpu.ternary_gemm.store import Storer
 from wattune.schedules.cpu.ternary_gemm.workspace import Workspace
-from wattune.schedules.program import Tensors, tensor_program
+from wattune.schedules.program import Tensors
 from wattune.schedules.space import Constraint, Knob, Space, Value
 from wattune.schedules.target import Target
-from wattune.schedules.template import Counts, Layout, Template
+from wattune.schedules.template import Counts
 
 I32 = "int32x16"
+AVX512_VNNI = ("avx512f", "avx512bw", "avx512vl", "avx512_vnni")
 REGISTERS = 32
 
 
-class Vnni(Template):
+class Vnni(VectorTemplate):
     """What the templates of both formats share; a subclass decodes its vectors."""
 
-    operator = "ternary_gemm"
-    format: ClassVar[str]
-    features: ClassVar[tuple[str, ...]]
     one_token: ClassVar[dict[str, int]]
-
-    def applies(self, problem: TernaryGemm, target: Target) -> bool:
-        """Three levels, the format not fixed to another one, and the instructions present."""
-        return (
-            problem.levels == 3
-            and problem.format in ("", self.format)
-            and target.arch == "x86_64"
-            and target.has("avx512f", "avx512bw", "avx512vl", "avx512_vnni", *self.features)
-        )
 
     def space(self, problem: TernaryGemm, target: Target) -> Space:
         """Knobs: interleave, accumulators, unrolling, prefetch, token block, parallel grain."""
@@ -85,38 +73,15 @@ class Vnni(Template):
         )
         return Space(self.name, knobs, constraints)
 
-    def layout(self, problem: TernaryGemm, values: Mapping[str, Value]) -> Layout:
-        """The format and how many groups of 16 rows interleave."""
-        return Layout.make(self.format, groups=values["groups"])
-
-    def sizes(
+    def body(
         self, problem: TernaryGemm, target: Target, values: Mapping[str, Value]
-    ) -> dict[str, int]:
-        """Bytes of the packed weight and of the workspace."""
-        weight = self._layout(problem, values)
-        return {
-            "weight_bytes": weight.bytes,
-            "workspace_bytes": self._workspace(problem, values).bytes,
-        }
-
-    def _layout(self, problem: TernaryGemm, values: Mapping[str, Value]) -> VectorLayout:
-        return VectorLayout.of(problem, self.format, int(values["groups"]))
-
-    def _workspace(self, problem: TernaryGemm, values: Mapping[str, Value]) -> Workspace:
-        columns = self._layout(problem, values).padded_columns
-        return Workspace.of(problem.tokens, int(values["token_block"]), columns)
-
-    def pack(self, problem: TernaryGemm, values: Mapping[str, Value]) -> dict[str, Any]:
-        """Return the program that packs the weight."""
-        return {"weight": self._layout(problem, values).pack_program(problem)}
-
-    def lower(self, problem: TernaryGemm, target: Target, values: Mapping[str, Value]) -> Any:
-        """Return the kernel."""
-        kernel = Kernel(
+    ) -> Callable[[Tensors], None]:
+        """Return what emits the kernel."""
+        return Kernel(
             problem=problem,
             threads=target.threads,
-            weight=self._layout(problem, values),
-            workspace=self._workspace(problem, values),
+            weight=self.weight(problem, values),
+            workspace=self.workspace(problem, target, values),
             decode=self.decode,
             accumulators=int(values["accumulators"]),
             k_unroll=int(values["k_unroll"]),
@@ -124,9 +89,7 @@ class Vnni(Template):
             token_block=int(values["token_block"]),
             grain=int(values["grain"]),
             row_groups=int(values["row_groups"]),
-        )
-        sizes = self.sizes(problem, target, values)
-        return tensor_program(operator(self.operator).arguments(problem), sizes, kernel.emit)
+        ).emit
 
     def decode(self, code: Any, shifted: bool) -> list[Any]:
         """Return the codes (w + 1) of each digit of a vector of bytes.
@@ -137,7 +100,7 @@ class Vnni(Template):
 
     def counts(self, problem: TernaryGemm, target: Target, values: Mapping[str, Value]) -> Counts:
         """Count what the kernel does."""
-        weight = self._layout(problem, values)
+        weight = self.weight(problem, values)
         blocks = -(-problem.tokens // int(values["token_block"]))
         vectors = weight.bytes / VECTOR
         dots = vectors * weight.digits * blocks * int(values["token_block"])
@@ -165,7 +128,7 @@ class VnniI2(Vnni):
 
     name = "vnni_i2"
     format = "i2"
-    features = ()
+    features = AVX512_VNNI
     one_token: ClassVar[dict[str, int]] = {"groups": 4, "accumulators": 4, "prefetch": 4096}
 
     def decode(self, code: Any, shifted: bool) -> list[Any]:
@@ -183,7 +146,7 @@ class VnniT5(Vnni):
 
     name = "vnni_t5"
     format = "t5"
-    features = ("avx512vbmi",)
+    features = (*AVX512_VNNI, "avx512vbmi")
     one_token: ClassVar[dict[str, int]] = {"groups": 8, "accumulators": 2, "prefetch": 8192}
 
     def decode(self, code: Any, shifted: bool) -> list[Any]:
@@ -198,15 +161,6 @@ class VnniT5(Vnni):
             *fields(T.reinterpret("uint8x64", looked), shifted),
             *fields(code - index, shifted)[3:],
         ]
-
-
-def fields(code: Any, shifted: bool) -> list[Any]:
-    """Return the four 2-bit fields of each byte, in place or shifted down."""
-    if not shifted:
-        return [T.bitwise_and(code, vector.splat_u8(3 << 2 * i)) for i in range(4)]
-    mask = vector.splat_u8(3)
-    parts = [code, *(vector.shift_fields(code, 2 * i) for i in range(1, 4))]
-    return [T.bitwise_and(part, mask) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -228,11 +182,9 @@ class Kernel:
     def emit(self, tensors: Tensors) -> None:
         """Quantise all tokens, then multiply block by block."""
         tokens = tensors.sizes["tokens"]
-        quantizer = Quantizer(self.problem, self.workspace, self.weight.padded_columns)
+        columns = self.weight.padded_columns
+        quantize_tokens(self.problem, self.workspace, columns, self.threads, tensors)
         parallel = T.parallel if self.threads > 1 else T.serial
-        over_tokens = parallel if self.problem.tokens > 1 else T.serial
-        with over_tokens(T.cast(tokens, "int32")) as token:
-            quantizer.emit(tensors["x"], tensors.get("x_scale"), tensors["workspace"], token)
         tasks = -(-self.weight.blocks // self.grain)
         with parallel(tasks) as task, T.serial(self.grain) as inner:
             block = task * self.grain + inner
