@@ -154,6 +154,14 @@ class Operator(ABC, Generic[P]):
         rng = np.random.default_rng(seed)
         return rng.integers(0, 256, count, dtype=np.uint8)
 
+    def formats(self) -> dict[str, float]:
+        """Return the formats of the operator's packed data and their bits per value."""
+        return {}
+
+    def examples(self) -> tuple[P, ...]:
+        """Return typical problems, a small and a large one, for listings."""
+        return ()
+
     def extra_layout_facts(self, problem: P) -> dict[str, Any]:
         """Return facts of the problem that belong in a library's manifest."""
         return {}

@@ -182,6 +182,18 @@ class TernaryGemmOperator(Operator[TernaryGemm]):
         )
         return table[fields]
 
+    def formats(self) -> dict[str, float]:
+        """Return bits per weight of each format."""
+        return {name: fmt.bits for name, fmt in FORMATS.items()}
+
+    def examples(self) -> tuple[TernaryGemm, ...]:
+        """Return one token and many, ternary and with five levels."""
+        return (
+            TernaryGemm(1, 2560, 6912),
+            TernaryGemm(128, 2560, 6912),
+            TernaryGemm(1, 2560, 6912, levels=5),
+        )
+
     def parse_shape(self, text: str, **fields: Any) -> TernaryGemm:
         """Read ``TOKENSxOUTxIN``."""
         parts = text.split("x")
