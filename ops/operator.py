@@ -47,6 +47,19 @@ class Problem:
         except TypeError as error:
             raise ProblemError(f"{cls.operator}: {error}") from error
 
+    def __str__(self) -> str:
+        """Return a short line for people: the sizes, then what differs from the defaults."""
+        fields = dataclasses.fields(self)
+        sizes = {f.name: getattr(self, f.name) for f in fields if f.default is dataclasses.MISSING}
+        plain = type(self)(**sizes)
+        words = [self.operator, "x".join(str(size) for size in sizes.values())]
+        for name in (f.name for f in fields if getattr(self, f.name) != getattr(plain, f.name)):
+            value = getattr(self, name)
+            word = value if isinstance(value, str) else f"{name}={value}"
+            if word not in words:
+                words.append(word)
+        return " ".join(words)
+
     @property
     def key(self) -> str:
         """Return one canonical line of JSON: equal problems have equal keys."""
