@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from wattune.schedules.cpu.ternary_gemm.portable import PortableI2, PortableT5
 from wattune.schedules.cpu.ternary_gemm.vnni import VnniI2, VnniT5
 from wattune.schedules.template import Template
 
-TEMPLATES: tuple[Template, ...] = (VnniT5(), VnniI2())
+TEMPLATES: tuple[Template, ...] = (VnniT5(), VnniI2(), PortableI2(), PortableT5())

@@ -1,0 +1,125 @@
+"""Compile a template's kernel in this process, run it, compare it with the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from wattune.ops import Problem, operator
+from wattune.ops.dtypes import numpy_dtype
+from wattune.schedules.space import Value
+from wattune.schedules.target import Target
+from wattune.schedules.template import Template
+
+Array = NDArray[Any]
+# Rows that a kernel must not touch, before and after every output.
+GUARD = 2
+
+
+def compile_function(function: Any, target: Target) -> Any:
+    """Return the callable of one PrimFunc."""
+    import tvm
+
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    return tvm.tirx.build(module, tvm.target.Target(target.llvm()))["main"]
+
+
+def pack_weights(
+    problem: Problem,
+    target: Target,
+    template: Template,
+    values: Mapping[str, Value],
+    inputs: Mapping[str, Array],
+) -> dict[str, Any]:
+    """Return every packed argument, made by the template's pack programs or copied."""
+    import tvm
+
+    sizes = template.sizes(problem, target, values)
+    programs = template.pack(problem, values)
+    packed = {}
+    for argument in operator(problem.operator).arguments(problem):
+        if argument.source is None:
+            continue
+        source = tvm.runtime.tensor(np.ascontiguousarray(inputs[argument.source.name]))
+        if argument.layout_dependent:
+            data = tvm.runtime.empty(argument.concrete(sizes), argument.dtype)
+            compile_function(programs[argument.name], target)(source, data)
+            packed[argument.name] = data
+        else:
+            packed[argument.name] = source
+    return packed
+
+
+def run_kernel(
+    problem: Problem,
+    target: Target,
+    template: Template,
+    values: Mapping[str, Value],
+    inputs: Mapping[str, Array],
+    tokens: int | None = None,
+    rewrite: Any = None,
+) -> dict[str, Array]:
+    """Run a kernel on the first ``tokens`` rows; outputs are guarded and start as poison.
+
+    ``rewrite`` maps the lowered PrimFunc to the one that is compiled (an emulator's hook).
+    """
+    import tvm
+    from tvm_ffi import from_dlpack
+
+    function = template.lower(problem, target, values)
+    kernel = compile_function(function if rewrite is None else rewrite(function), target)
+    run_time = {name: tokens or size for name, size in problem.sizes.items()}
+    sizes = {**template.sizes(problem, target, values), **run_time}
+    packed = pack_weights(problem, target, template, values, inputs)
+    calls: list[Any] = []
+    guarded: dict[str, Array] = {}
+    for argument in operator(problem.operator).arguments(problem):
+        shape = argument.concrete(sizes)
+        if argument.name in packed:
+            calls.append(packed[argument.name])
+        elif argument.role == "workspace":
+            # Workspaces hold whatever was there before: kernels must not count on zeros.
+            noise = np.random.default_rng(9).integers(0, 256, shape, dtype=np.uint8)
+            calls.append(tvm.runtime.tensor(noise))
+        elif argument.role == "output":
+            whole = _poison((shape[0] + 2 * GUARD, *shape[1:]), argument.dtype)
+            guarded[argument.name] = whole
+            calls.append(from_dlpack(_dlpack(whole[GUARD : len(whole) - GUARD])))
+        else:
+            rows = shape[0] if isinstance(argument.shape[0], str) else None
+            calls.append(tvm.runtime.tensor(np.ascontiguousarray(inputs[argument.name][:rows])))
+    kernel(*calls)
+    for name, whole in guarded.items():
+        clean = _poison(whole.shape, str(whole.dtype))
+        for part in (slice(0, GUARD), slice(len(whole) - GUARD, None)):
+            assert whole[part].tobytes() == clean[part].tobytes(), f"{name}: wrote out of bounds"
+    return {name: whole[GUARD : len(whole) - GUARD] for name, whole in guarded.items()}
+
+
+def _dlpack(array: Array) -> Any:
+    """Wrap an array for tvm-ffi; numpy's own DLPack does not know bfloat16."""
+    if str(array.dtype) != "bfloat16":
+        return array
+    import torch
+
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+
+
+def _poison(shape: tuple[int, ...], dtype: str) -> Array:
+    kind = numpy_dtype(dtype)
+    value = np.iinfo(kind).min if np.issubdtype(kind, np.integer) else float("nan")
+    return np.full(shape, value, kind)
+
+
+def assert_matches(
+    problem: Problem, got: Mapping[str, Array], expected: Mapping[str, Array]
+) -> None:
+    """Compare outputs with the reference's first rows under the operator's tolerance."""
+    for name, want in expected.items():
+        tolerance = operator(problem.operator).tolerance(problem, name)
+        have = got[name].astype(np.float64)
+        np.testing.assert_allclose(
+            have, want[: len(have)].astype(np.float64), rtol=tolerance.rtol, atol=tolerance.atol
+        )
