@@ -87,7 +87,8 @@ class Argument:
 
     A name in ``shape`` is a size known later: a run-time size of the problem (``tokens``) or a
     size that the layout decides (``weight_bytes``). ``source`` is what a caller packs from; a
-    packed argument whose source has its own shape is copied as it is.
+    packed argument whose source has its own shape is copied as it is. ``bounds`` are the least and
+    the greatest value allowed, for int8 sources.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Argument:
     dtype: str
     role: Role
     source: Argument | None = None
+    bounds: tuple[int, int] | None = None
 
     def concrete(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape with every name replaced by its size."""

@@ -97,7 +97,8 @@ class TernaryGemmOperator(Operator[TernaryGemm]):
         """Describe every tensor; int32 sums take no scales."""
         n, k = problem.out_features, problem.in_features
         scales = 1 if problem.scale == "tensor" else n
-        weights = Argument("weights", (n, k), "int8", "input")
+        high = problem.levels // 2
+        weights = Argument("weights", (n, k), "int8", "input", bounds=(-high, high))
         scale = Argument("scale", (scales,), "float32", "input")
         found = {
             "x": Argument("x", ("tokens", k), problem.dtype, "input"),
