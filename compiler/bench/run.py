@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,12 +55,12 @@ def measure_problem(
     with ExitStack() as stack:
         entries = _start(problem, library, settings, notes, stack)
         for number in range(settings.rounds):
-            progress(f"{problem.key}: round {number + 1} of {settings.rounds}")
+            progress(f"{problem}: round {number + 1} of {settings.rounds}")
             for entry in list(entries.values()):
                 try:
                     entry.runs += entry.process.round(settings.seconds)
                 except MeasureError as error:
-                    notes.append(f"{_label(problem)}: {error}")
+                    notes.append(f"{problem}: {error}")
                     entries = {n: e for n, e in entries.items() if e is not entry}
     return [
         make_row(
@@ -90,7 +90,7 @@ def _start(
         except MeasureError as error:
             ready = {"unavailable": str(error)}
         if "unavailable" in ready:
-            notes.append(f"{_label(problem)}: {name} is absent: {ready['unavailable']}")
+            notes.append(f"{problem}: {name} is absent: {ready['unavailable']}")
         else:
             entries[name] = Entry(process, ready["moved"], ready["copies"])
     return entries
@@ -105,8 +105,3 @@ def _spec(problem: Problem, name: str, library: Path, settings: Settings) -> Map
         "library": str(library),
         "seed": settings.seed,
     }
-
-
-def _label(problem: Problem) -> str:
-    sizes: Sequence[str] = [str(v) for v in problem.to_json().values() if isinstance(v, int)]
-    return f"{problem.operator} {'x'.join(sizes[:3])}"
