@@ -11,6 +11,11 @@ from typing import Any
 from wattune.errors import RecordError
 from wattune.schedules.candidate import Record, canonical
 
+_FIELDS = (
+    *("problem", "target", "schedule", "conditions", "provenance"),
+    *("measurement", "failure", "message", "facts"),
+)
+
 # T4 is the autotuning community's result format: its reasons for an invalid result, and what it
 # puts in the place of the time (Kernel Tuner's words, which readers of T4 compare with).
 _T4_INVALIDITY = {
@@ -53,6 +58,9 @@ def check_record(record: Record) -> Record:
     for knob, choice in record.candidate.schedule.knobs:
         if not isinstance(choice, int | str):
             raise RecordError(f"knob {knob} is {choice!r}; allowed: an integer, a flag or text")
+    for fact, number in record.facts.items():
+        if not _is_number(number):
+            raise RecordError(f"facts.{fact} is {number!r}; allowed: a number")
     return record
 
 
@@ -80,6 +88,11 @@ def record_from_line(line: str) -> Record:
         raise RecordError("not a record: nested too deeply") from error
     if not isinstance(data, Mapping):
         raise RecordError(f"not a record: a JSON object is expected, not {_short(data)}")
+    for name in _FIELDS:
+        if name not in data:
+            raise RecordError(f"not a record: field {name!r} is missing")
+    if unknown := sorted(set(data) - set(_FIELDS)):
+        raise RecordError(f"no field {unknown[0]!r} in a record; allowed: {', '.join(_FIELDS)}")
     return check_record(Record.from_json(data))
 
 
