@@ -102,11 +102,13 @@ class Template(ABC):
 
 @cache
 def _hash_folder(module: Path) -> str:
-    """Digest all modules beside a template: they share vocabulary and lowering helpers."""
+    """Digest the modules beside a template, the vocabulary above them and what makes programs."""
     digest = hashlib.sha256()
-    for path in sorted(module.parent.glob("*.py")):
+    shared = Path(__file__).with_name("program.py")
+    for path in (*sorted(module.parent.glob("*.py")), *sorted(module.parent.parent.glob("*.py"))):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
+    digest.update(shared.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -116,6 +118,13 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "cpu": ("wattune.schedules.cpu.ternary_gemm",),
     "cuda": (),
 }
+
+
+def register_module(kind: str, module: str) -> None:
+    """Add a module whose TEMPLATES serve this target kind, after the ones that are known."""
+    if module not in _MODULES[kind]:
+        _MODULES[kind] = (*_MODULES[kind], module)
+        _templates.cache_clear()
 
 
 @cache
