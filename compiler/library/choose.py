@@ -1,0 +1,79 @@
+"""Choose the candidate that serves each problem, and see that each was verified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from wattune.compiler.library.plan import Choice
+from wattune.errors import MeasureError, TargetError
+from wattune.ops import Problem
+from wattune.schedules.target import Target
+from wattune.schedules.template import Layout, default_candidate, layout_of
+
+
+def choose(
+    problems: Sequence[Problem],
+    target: Target,
+    database: str | Path | None,
+    objective: str,
+    weights: Mapping[Problem, float] | None,
+) -> list[Choice]:
+    """Return one choice a problem: from the database's records, or the default schedule."""
+    return default_choices(problems, target)
+
+
+def default_choices(problems: Sequence[Problem], target: Target) -> list[Choice]:
+    """Return default schedules; a group that shares data gets its smallest bucket's layout."""
+    layouts: dict[str, Layout] = {}
+    found: dict[Problem, Choice] = {}
+    for problem in sorted(problems, key=lambda p: tuple(p.sizes.values())):
+        shared = problem.shared_data()
+        candidate = default_candidate(problem, target, layouts.get(shared) if shared else None)
+        if shared is not None:
+            layouts.setdefault(shared, layout_of(candidate))
+        found[problem] = Choice(candidate)
+    return [found[problem] for problem in problems]
+
+
+def verify(choices: Sequence[Choice], target: Target, allow_unverified: bool) -> list[Choice]:
+    """Run what has no verified record once and compare it with the reference.
+
+    Raises `MeasureError` for a candidate that is wrong or crashes, `TargetError` where the target
+    does not run here and that is not allowed.
+    """
+    missing = [choice.candidate for choice in choices if not choice.verified]
+    if not missing:
+        return list(choices)
+    if not target.runs_here():
+        if allow_unverified:
+            return list(choices)
+        raise TargetError(
+            f"{len(missing)} of {len(choices)} kernels have no verified record, and this machine "
+            f"cannot run the target ({_reason(target)}); tune and compile on such a machine, or "
+            "pass allow_unverified=True"
+        )
+    from wattune.compiler.measure.runner import LocalRunner
+
+    with LocalRunner(target, mode="hot") as runner:
+        records = {record.candidate: record for record in runner.run(missing)}
+    for candidate in missing:
+        record = records[candidate]
+        if record.failure is not None:
+            raise MeasureError(
+                record.failure, f"{candidate.problem}: {record.failure}: {record.message}"
+            )
+    return [
+        choice if choice.verified else replace(choice, record=records[choice.candidate])
+        for choice in choices
+    ]
+
+
+def _reason(target: Target) -> str:
+    here = Target.native()
+    if target.kind != here.kind or target.arch != here.arch:
+        return f"it is {target.kind} {target.arch}, here is {here.kind} {here.arch}"
+    if lacking := sorted(set(target.features) - set(here.features)):
+        return f"here is no {', '.join(lacking)}"
+    return f"it asks for {target.threads} threads, here are {here.cores} cores"

@@ -1,0 +1,153 @@
+"""The manifest: what a library holds, inside it and beside it as JSON.
+
+Everything that calls a library in Python is derived from it: no caller knows an operator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wattune.errors import LibraryError
+from wattune.ops.operator import Argument
+
+FORMAT = "wattune.library"
+# Counts changes of the entries' arguments or of the manifest that an older loader cannot read.
+ABI_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel: serves run-time sizes in (``lower``, ``upper``].
+
+    ``sizes`` are what its schedule decides (bytes of the workspace). ``seconds`` is the median
+    latency measured at ``upper``, None where it was not measured.
+    """
+
+    symbol: str
+    lower: dict[str, int]
+    upper: dict[str, int]
+    sizes: dict[str, int]
+    template: str
+    knobs: dict[str, Any]
+    verified: bool
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The kernels of problems that differ only in the bucket.
+
+    ``problem`` holds the static fields; ``data`` names the packed data that variants share.
+    """
+
+    problem: dict[str, Any]
+    data: str
+    layout: str
+    arguments: tuple[Argument, ...]
+    kernels: tuple[Kernel, ...]
+
+    def argument(self, name: str) -> Argument | None:
+        """Return the argument of this name, None where the variant takes none."""
+        return next((a for a in self.arguments if a.name == name), None)
+
+    def names(self, role: str) -> tuple[str, ...]:
+        """Name the arguments of a role, in calling order."""
+        return tuple(a.name for a in self.arguments if a.role == role)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A pack program: brings ``argument.source`` into a layout; all sizes are numbers."""
+
+    symbol: str
+    argument: Argument
+    layout: str
+
+
+@dataclass(frozen=True)
+class OperatorTable:
+    """What a library holds of one operator; ``runtime`` names the run-time sizes."""
+
+    name: str
+    signature: tuple[str, ...]
+    runtime: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    packs: tuple[Pack, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a library holds. ``created`` is in seconds since 1970."""
+
+    wattune: str
+    target: dict[str, Any]
+    verified: bool
+    created: float
+    operators: tuple[OperatorTable, ...]
+    abi: int = ABI_VERSION
+    format: str = FORMAT
+
+    def to_json(self) -> str:
+        """Return the text of ``kernels.json``."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Manifest:
+        """Read `to_json`'s text; ``source`` is the library that errors name."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise LibraryError(f"{source}: its manifest is not JSON: {error}") from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise LibraryError(f"{source} is not a wattune library: its manifest says so nowhere")
+        if data.get("abi") != ABI_VERSION:
+            raise LibraryError(
+                f"{source} has ABI version {data.get('abi')}, made by wattune "
+                f"{data.get('wattune')}; this wattune reads version {ABI_VERSION}: export the "
+                "library again with this wattune, or install the one that made it"
+            )
+        try:
+            return cls(
+                **{**data, "operators": tuple(_operator(entry) for entry in data["operators"])}
+            )
+        except (KeyError, TypeError) as error:
+            raise LibraryError(f"{source}: its manifest is damaged: {error!r}") from error
+
+
+def _operator(data: Mapping[str, Any]) -> OperatorTable:
+    return OperatorTable(
+        name=data["name"],
+        signature=tuple(data["signature"]),
+        runtime=tuple(data["runtime"]),
+        variants=tuple(_variant(entry) for entry in data["variants"]),
+        packs=tuple(
+            Pack(entry["symbol"], _argument(entry["argument"]), entry["layout"])
+            for entry in data["packs"]
+        ),
+    )
+
+
+def _variant(data: Mapping[str, Any]) -> Variant:
+    return Variant(
+        problem=data["problem"],
+        data=data["data"],
+        layout=data["layout"],
+        arguments=tuple(_argument(entry) for entry in data["arguments"]),
+        kernels=tuple(Kernel(**entry) for entry in data["kernels"]),
+    )
+
+
+def _argument(data: Mapping[str, Any]) -> Argument:
+    source, bounds = data["source"], data["bounds"]
+    return Argument(
+        name=data["name"],
+        shape=tuple(data["shape"]),
+        dtype=data["dtype"],
+        role=data["role"],
+        source=None if source is None else _argument(source),
+        bounds=None if bounds is None else (bounds[0], bounds[1]),
+    )

@@ -1,0 +1,203 @@
+"""From chosen candidates to the tables of a library: variants, kernels and pack programs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import wattune
+from wattune.compiler.library.manifest import Kernel, Manifest, OperatorTable, Pack, Variant
+from wattune.errors import LibraryError
+from wattune.ops import Argument, Problem, operator
+from wattune.schedules.candidate import Candidate, Record
+from wattune.schedules.target import Target
+from wattune.schedules.template import layout_of, template_of
+
+MAX_DIMS = 6
+MAX_ARGUMENTS = 24
+MAX_RUNTIME_SIZES = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidate that serves a problem, and the record that verified it, if any."""
+
+    candidate: Candidate
+    record: Record | None = None
+
+    @property
+    def verified(self) -> bool:
+        """Say whether the candidate's result was compared with the reference."""
+        return self.record is not None and self.record.valid
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A library's manifest and, by symbol, the candidates that its functions are lowered from.
+
+    ``packs`` maps a symbol to the candidate and the argument that its pack program fills.
+    """
+
+    manifest: Manifest
+    kernels: dict[str, Candidate]
+    packs: dict[str, tuple[Candidate, str]]
+
+
+def make_plan(choices: Sequence[Choice], target: Target) -> Plan:
+    """Arrange choices by operator and variant; raises `LibraryError` for what cannot be."""
+    kernels: dict[str, Candidate] = {}
+    packs: dict[str, tuple[Candidate, str]] = {}
+    tables = []
+    for name in dict.fromkeys(choice.candidate.problem.operator for choice in choices):
+        mine = [choice for choice in choices if choice.candidate.problem.operator == name]
+        symbols = {choice.candidate: f"{name}_{i}" for i, choice in enumerate(mine)}
+        kernels.update({symbol: candidate for candidate, symbol in symbols.items()})
+        found, programs = _packs(name, [choice.candidate for choice in mine])
+        packs.update(programs)
+        tables.append(_table(name, mine, symbols, found))
+    manifest = Manifest(
+        wattune=wattune.__version__,
+        target=target.to_json(),
+        verified=all(choice.verified for choice in choices),
+        created=round(time.time(), 3),
+        operators=tuple(tables),
+    )
+    return Plan(manifest, kernels, packs)
+
+
+def _table(
+    name: str,
+    choices: Sequence[Choice],
+    symbols: dict[Candidate, str],
+    packs: tuple[Pack, ...],
+) -> OperatorTable:
+    groups: dict[str, list[Choice]] = {}
+    for choice in choices:
+        groups.setdefault(choice.candidate.problem.static_key, []).append(choice)
+    table = OperatorTable(
+        name=name,
+        signature=operator(name).signature,
+        runtime=tuple(operator(name).problem.runtime),
+        variants=tuple(_variant(group, symbols) for group in groups.values()),
+        packs=packs,
+    )
+    _check_limits(table)
+    return table
+
+
+def _variant(group: Sequence[Choice], symbols: dict[Candidate, str]) -> Variant:
+    ordered = sorted(group, key=lambda c: tuple(c.candidate.problem.sizes.values()))
+    first = ordered[0].candidate
+    problem = first.problem
+    arguments = _fixed_arguments(first)
+    for choice in ordered[1:]:
+        if _fixed_arguments(choice.candidate) != arguments:
+            raise LibraryError(
+                f"{choice.candidate.problem} and {problem} read packed data of different sizes"
+            )
+    kernels: list[Kernel] = []
+    for choice in ordered:
+        kernels.append(_kernel(choice, symbols[choice.candidate], kernels[-1:]))
+    static = {k: v for k, v in problem.to_json().items() if k not in problem.runtime}
+    return Variant(
+        problem=static,
+        data=problem.shared_data() or problem.static_key,
+        layout=str(layout_of(first)),
+        arguments=arguments,
+        kernels=tuple(kernels),
+    )
+
+
+def _kernel(choice: Choice, symbol: str, before: Sequence[Kernel]) -> Kernel:
+    candidate, problem = choice.candidate, choice.candidate.problem
+    # Only one run-time size has an order, and so a lower end.
+    lower = before[0].upper if before and len(problem.sizes) == 1 else {}
+    record = choice.record
+    return Kernel(
+        symbol=symbol,
+        lower={name: lower.get(name, 0) for name in problem.sizes},
+        upper=problem.sizes,
+        sizes=_sizes(candidate),
+        template=candidate.schedule.template,
+        knobs=dict(candidate.schedule.values),
+        verified=choice.verified,
+        seconds=record.latency if record is not None and record.valid else None,
+    )
+
+
+def _sizes(candidate: Candidate) -> dict[str, int]:
+    template = template_of(candidate)
+    return template.sizes(candidate.problem, candidate.target, candidate.schedule.values)
+
+
+def _fixed_arguments(candidate: Candidate) -> tuple[Argument, ...]:
+    """Return the arguments with the sizes that the layout decides; workspaces keep the name."""
+    sizes = _sizes(candidate)
+    return tuple(
+        argument if argument.role == "workspace" else _with_sizes(argument, sizes)
+        for argument in operator(candidate.problem.operator).arguments(candidate.problem)
+    )
+
+
+def _with_sizes(argument: Argument, sizes: dict[str, int]) -> Argument:
+    shape = tuple(sizes.get(d, d) if isinstance(d, str) else d for d in argument.shape)
+    return replace(argument, shape=shape)
+
+
+def _packs(
+    name: str, candidates: Sequence[Candidate]
+) -> tuple[tuple[Pack, ...], dict[str, tuple[Candidate, str]]]:
+    """Return one pack program for each source, and refuse a source with two layouts."""
+    found: dict[Any, Pack] = {}
+    programs: dict[str, tuple[Candidate, str]] = {}
+    for candidate in candidates:
+        layout = str(layout_of(candidate))
+        for argument in _fixed_arguments(candidate):
+            if not argument.layout_dependent or argument.role != "packed":
+                continue
+            key = (argument.name, argument.source)
+            if key not in found:
+                symbol = f"pack_{name}_{argument.name}_{len(found)}"
+                found[key] = Pack(symbol, argument, layout)
+                programs[symbol] = (candidate, argument.name)
+            elif found[key].layout != layout:
+                raise LibraryError(_two_layouts(candidate.problem, argument, found[key], layout))
+    return tuple(found.values()), programs
+
+
+def _two_layouts(problem: Problem, argument: Argument, pack: Pack, layout: str) -> str:
+    shape = argument.source.shape if argument.source else argument.shape
+    return (
+        f"{problem.operator}: {argument.name} from {list(shape)} would have two layouts in one "
+        f"library, {pack.layout} and {layout}; export the problems as two libraries, or fix the "
+        "same format in both"
+    )
+
+
+def _check_limits(table: OperatorTable) -> None:
+    """Refuse what the generated dispatch cannot serve."""
+    if len(table.signature) > MAX_ARGUMENTS or len(table.runtime) > MAX_RUNTIME_SIZES:
+        raise LibraryError(
+            f"{table.name}: {len(table.signature)} arguments and {len(table.runtime)} run-time "
+            f"sizes; allowed: {MAX_ARGUMENTS} and {MAX_RUNTIME_SIZES}"
+        )
+    for variant in table.variants:
+        if len(variant.names("workspace")) > 1:
+            raise LibraryError(f"{table.name}: more than one workspace cannot be dispatched")
+        for argument in variant.arguments:
+            if argument.role != "workspace":
+                _check_shape(table, argument)
+
+
+def _check_shape(table: OperatorTable, argument: Argument) -> None:
+    if len(argument.shape) > MAX_DIMS:
+        raise LibraryError(f"{table.name}: {argument.name} has more than {MAX_DIMS} dimensions")
+    if unknown := [d for d in argument.shape if isinstance(d, str) and d not in table.runtime]:
+        raise LibraryError(f"{table.name}: {argument.name} has the unknown size {unknown[0]}")
+    if table.runtime and table.runtime[0] in argument.shape[1:]:
+        raise LibraryError(
+            f"{table.name}: {argument.name} has shape {list(argument.shape)}; calls beyond the "
+            f"last bucket are cut along {table.runtime[0]}, which must be the leading dimension"
+        )

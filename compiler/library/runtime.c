@@ -1,0 +1,163 @@
+/* Serves a call: match the variant, pick the bucket's kernel, cut what is beyond the last one. */
+#include "runtime.h"
+
+typedef struct {
+  DLTensor tensors[WT_MAX_ARGUMENTS];
+  int64_t shapes[WT_MAX_ARGUMENTS][WT_MAX_DIMS];
+  TVMFFIAny values[WT_MAX_ARGUMENTS];
+  int32_t count;
+} Frame;
+
+static void fill(TVMFFIAny *any, DLTensor *out, const WtSlot *slot, void *data, int64_t *shape) {
+  *out = (DLTensor){.data = data,
+                    .device = {kDLCPU, 0},
+                    .ndim = slot->ndim,
+                    .dtype = slot->dtype,
+                    .shape = shape};
+  *any = (TVMFFIAny){.type_index = kTVMFFIDLTensorPtr};
+  any->v_ptr = out;
+}
+
+static int64_t largest(const WtVariant *variant) {
+  int64_t most = 0;
+  for (int32_t i = 0; i < variant->num_kernels; ++i)
+    if (variant->kernels[i].upper[0] > most) most = variant->kernels[i].upper[0];
+  return most;
+}
+
+static const WtKernel *pick(const WtOperator *op, const WtVariant *variant, const int64_t *sizes) {
+  for (int32_t i = 0; i < variant->num_kernels; ++i) {
+    const WtKernel *kernel = &variant->kernels[i];
+    int32_t fits = 0;
+    while (fits < op->num_symbols && sizes[fits] <= kernel->upper[fits]) ++fits;
+    if (fits == op->num_symbols) return kernel;
+  }
+  wt_message_begin("ArgumentError");
+  wt_message_add("%s: no kernel of this library serves", op->name);
+  for (int32_t i = 1; i < op->num_symbols; ++i)
+    wt_message_add(" %s %lld", op->symbol_names[i], (long long)sizes[i]);
+  return NULL;
+}
+
+/* Returns where the kernel's workspace is: the caller's, or this thread's. */
+static void *workspace(const WtOperator *op, const WtKernel *kernel, const DLTensor *given) {
+  if (!given) return wt_scratch(kernel->workspace_bytes);
+  if (given->shape[0] >= kernel->workspace_bytes) return wt_data(given);
+  wt_message_begin("ArgumentError");
+  wt_message_add("%s: workspace has %lld bytes; expected at least %lld", op->name,
+                 (long long)given->shape[0], (long long)kernel->workspace_bytes);
+  return NULL;
+}
+
+/* Adds argument i, restricted to `sizes` from row `begin` of run-time size 0. */
+static int add_argument(Frame *frame, const WtOperator *op, const WtKernel *kernel,
+                        const WtSlot *slot, const DLTensor *tensor, const int64_t *sizes,
+                        int64_t begin) {
+  int32_t at = frame->count++;
+  int64_t *shape = frame->shapes[at];
+  void *data;
+  if (slot->role == WT_WORKSPACE) {
+    shape[0] = kernel->workspace_bytes;
+    data = workspace(op, kernel, tensor);
+    if (!data) return WT_FAILED;
+  } else {
+    int64_t row = slot->dtype.bits / 8;
+    for (int32_t i = 0; i < slot->ndim; ++i) {
+      shape[i] = slot->dims[i] < 0 ? sizes[~slot->dims[i]] : slot->dims[i];
+      if (i > 0) row *= shape[i];
+    }
+    int cut = slot->ndim > 0 && slot->dims[0] == ~0;
+    data = (char *)wt_data(tensor) + (cut ? begin * row : 0);
+  }
+  fill(&frame->values[at], &frame->tensors[at], slot, data, shape);
+  return WT_OK;
+}
+
+static int run(const WtOperator *op, const WtVariant *variant, const DLTensor *const *args,
+               const int64_t *sizes, int64_t begin) {
+  const WtKernel *kernel = pick(op, variant, sizes);
+  if (!kernel) return WT_FAILED;
+  Frame frame;
+  frame.count = 0;
+  for (int32_t i = 0; i < op->num_arguments; ++i) {
+    const WtSlot *slot = &variant->slots[i];
+    if (slot->role == WT_ABSENT) continue;
+    if (add_argument(&frame, op, kernel, slot, args[i], sizes, begin)) return WT_FAILED;
+  }
+  TVMFFIAny result = {.type_index = kTVMFFINone};
+  return kernel->call(NULL, frame.values, frame.count, &result) ? WT_RAISED : WT_OK;
+}
+
+static int call(const WtOperator *op, const DLTensor *const *args) {
+  int64_t sizes[WT_MAX_SYMBOLS];
+  if (!op->any_cpu && wt_check_cpu()) return WT_FAILED;
+  const WtVariant *variant = wt_match(op, args, sizes);
+  if (!variant || wt_check_memory(op, variant, args)) return WT_FAILED;
+  for (int32_t i = 0; i < op->num_symbols; ++i)
+    if (sizes[i] == 0) return WT_OK;
+  if (op->num_symbols == 0) return run(op, variant, args, sizes, 0);
+  int64_t total = sizes[0], most = largest(variant);
+  for (int64_t begin = 0; begin < total; begin += sizes[0]) {
+    sizes[0] = total - begin < most ? total - begin : most;
+    int status = run(op, variant, args, sizes, begin);
+    if (status) return status;
+  }
+  return WT_OK;
+}
+
+static int unpack(const WtOperator *op, const TVMFFIAny *args, int32_t count,
+                  const DLTensor **tensors) {
+  if (count != op->num_arguments) {
+    wt_message_begin("TypeError");
+    wt_message_add("%s: %d arguments; expected %d", op->name, count, op->num_arguments);
+    return WT_FAILED;
+  }
+  for (int32_t i = 0; i < count; ++i) {
+    if (args[i].type_index == kTVMFFINone) {
+      tensors[i] = NULL;
+    } else if (args[i].type_index == kTVMFFIDLTensorPtr) {
+      tensors[i] = args[i].v_ptr;
+    } else if (args[i].type_index == kTVMFFITensor) {
+      /* The tensor follows the object's header. */
+      tensors[i] = (const DLTensor *)(args[i].v_obj + 1);
+    } else {
+      wt_message_begin("TypeError");
+      wt_message_add("%s: %s is not a tensor", op->name, op->argument_names[i]);
+      return WT_FAILED;
+    }
+  }
+  return WT_OK;
+}
+
+int wt_call_ffi(const WtOperator *op, const TVMFFIAny *args, int32_t count) {
+  const DLTensor *tensors[WT_MAX_ARGUMENTS];
+  int status = unpack(op, args, count, tensors);
+  return wt_raise(status ? status : call(op, tensors));
+}
+
+int wt_call_c(const WtOperator *op, const DLTensor *const *args) {
+  int status = call(op, args);
+  wt_keep_raised(status);
+  return status == WT_OK ? 0 : -1;
+}
+
+int64_t wt_workspace_bytes(const WtOperator *op) {
+  int64_t most = 0;
+  for (int32_t v = 0; v < op->num_variants; ++v)
+    for (int32_t k = 0; k < op->variants[v].num_kernels; ++k)
+      if (op->variants[v].kernels[k].workspace_bytes > most)
+        most = op->variants[v].kernels[k].workspace_bytes;
+  return most;
+}
+
+int64_t wt_packed_bytes(const WtOperator *pack, const int64_t *source_shape) {
+  for (int32_t v = 0; v < pack->num_variants; ++v) {
+    const WtSlot *source = &pack->variants[v].slots[0];
+    int32_t same = 0;
+    while (same < source->ndim && source->dims[same] == source_shape[same]) ++same;
+    if (same == source->ndim) return pack->variants[v].slots[1].dims[0];
+  }
+  wt_message_begin("ArgumentError");
+  wt_message_add("%s: this library packs no source of this shape", pack->name);
+  return -1;
+}
