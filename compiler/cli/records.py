@@ -10,7 +10,8 @@ import click
 
 from wattune.compiler.cli.options import database_option, json_option
 from wattune.compiler.cli.output import print_json, say
-from wattune.errors import DatabaseError
+from wattune.compiler.database import Database, ImportReport
+from wattune.errors import RecordError
 
 
 @click.command("export-records")
@@ -18,41 +19,44 @@ from wattune.errors import DatabaseError
 @click.option("-o", "--output", default="-", show_default=True, help="File; - is standard output.")
 def export_records_command(database: str, output: str) -> None:
     """Write all records as JSON lines."""
-    from wattune.compiler.database import Database
-
-    existing(database)
     count = 0
     with (
-        Database(database) as db,
+        Database(database, create=False, read_only=True) as db,
         nullcontext(sys.stdout) if output == "-" else Path(output).open("w") as file,
     ):
         for line in db.export_lines():
-            file.write(line.rstrip("\n") + "\n")
+            file.write(line + "\n")
             count += 1
     say(f"{count} records exported from {database}")
 
 
 @click.command("import-records")
-@click.argument("files", nargs=-1, required=True, type=str)
+@click.argument("files", nargs=-1, required=True)
 @database_option
+@click.option("--skip-bad", is_flag=True, help="Leave wrong lines out instead of stopping.")
 @json_option
-def import_records_command(files: tuple[str, ...], database: str, as_json: bool) -> None:
+def import_records_command(
+    files: tuple[str, ...], database: str, skip_bad: bool, as_json: bool
+) -> None:
     """Add the records of JSON-lines FILES (- is standard input); known ones are skipped."""
-    from wattune.compiler.database import Database
-
-    added = skipped = 0
     with Database(database) as db:
-        for name in files:
-            with nullcontext(sys.stdin) if name == "-" else Path(name).open() as file:
-                report = db.import_lines(file)
-            added, skipped = added + report.added, skipped + report.skipped
+        reports = {name: _import(db, name, skip_bad) for name in files}
+    added = sum(report.added for report in reports.values())
+    skipped = sum(report.skipped for report in reports.values())
+    refused = [f"{name}: {line}" for name, report in reports.items() for line in report.refused]
     if as_json:
-        print_json({"added": added, "skipped": skipped})
-    else:
-        say(f"{added} records added to {database}, {skipped} were known")
+        print_json({"added": added, "skipped": skipped, "refused": refused})
+        return
+    for line in refused:
+        say(f"left out: {line}")
+    say(f"{added} records added to {database}, {skipped} were known")
 
 
-def existing(database: str) -> None:
-    """Refuse a database that is not there: opening it would make an empty one."""
-    if not Path(database).exists():
-        raise DatabaseError(f"{database}: no such database; --db names another one")
+def _import(db: Database, name: str, skip_bad: bool) -> ImportReport:
+    try:
+        with nullcontext(sys.stdin) if name == "-" else Path(name).open() as file:
+            return db.import_lines(file, skip_bad)
+    except RecordError as error:
+        raise RecordError(f"{name}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{name}: not text: {error}; nothing was imported") from error

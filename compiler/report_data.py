@@ -1,0 +1,213 @@
+"""What a report shows, as plain data made from a database's records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from wattune.errors import DatabaseError
+from wattune.ops import Problem, operator
+from wattune.schedules.candidate import FAILURE_KINDS, Record
+from wattune.schedules.target import Target
+
+# The fact of a record that holds what the cost model predicted before it was measured.
+PREDICTED = "predicted_seconds"
+
+
+@dataclass(frozen=True)
+class Share:
+    """A problem's part in a model: its layers, and its bucket's share of the decoding steps."""
+
+    multiplicity: int = 1
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class ProblemReport:
+    """One problem: its valid records and its failures, in the order they came."""
+
+    problem: Problem
+    records: tuple[Record, ...]
+    failures: tuple[Record, ...]
+    share: Share = Share()
+
+    @property
+    def default(self) -> Record:
+        """Return the first valid record: a tune measures the default schedule first."""
+        return self.records[0]
+
+    @property
+    def best(self) -> Record:
+        """Return the record of the least latency."""
+        return min(self.records, key=lambda record: record.latency)
+
+    @property
+    def speeds(self) -> list[float]:
+        """Return the best speed after each trial, over the default's."""
+        best, found = float("inf"), []
+        for record in self.records:
+            best = min(best, record.latency)
+            found.append(self.default.latency / best)
+        return found
+
+    @property
+    def predicted(self) -> list[Record]:
+        """Return the records that carry a prediction."""
+        return [record for record in self.records if PREDICTED in record.facts]
+
+    @property
+    def with_energy(self) -> list[Record]:
+        """Return the records with measured energy."""
+        return [record for record in self.records if record.joules is not None]
+
+    def front(self) -> list[Record]:
+        """Return the records that no other beats in latency and in energy."""
+        found: list[Record] = []
+        for record in sorted(self.with_energy, key=lambda r: (r.latency, r.joules)):
+            if not found or (record.joules or 0) < (found[-1].joules or 0):
+                found.append(record)
+        return found
+
+    @property
+    def gops(self) -> float:
+        """Return billions of operations a second of the best record."""
+        return (
+            operator(self.problem.operator).work(self.problem).operations / self.best.latency / 1e9
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "problem": self.problem.to_json(),
+            "multiplicity": self.share.multiplicity,
+            "weight": self.share.weight,
+            "trials": len(self.records) + len(self.failures),
+            "default_seconds": self.default.latency,
+            "best_seconds": self.best.latency,
+            "speedup": self.default.latency / self.best.latency,
+            "gops": self.gops,
+            "joules": self.best.joules,
+            "schedule": self.best.candidate.schedule.to_json(),
+            "speeds": self.speeds,
+        }
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """All layers of one token bucket: milliseconds of a step by the default and the best."""
+
+    tokens: int
+    weight: float
+    default_ms: float
+    best_ms: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the page shows; ``buckets`` is empty where no model was named."""
+
+    target: Target
+    fingerprint: str
+    mode: str
+    problems: tuple[ProblemReport, ...]
+    unmeasured: tuple[Problem, ...] = ()
+    buckets: tuple[Bucket, ...] = ()
+    created: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M"))
+
+    @property
+    def failures(self) -> dict[str, list[Record]]:
+        """Return the failures of each kind."""
+        found: dict[str, list[Record]] = {kind: [] for kind in FAILURE_KINDS}
+        for part in self.problems:
+            for record in part.failures:
+                found[str(record.failure)].append(record)
+        return found
+
+    @property
+    def energy_sources(self) -> list[str]:
+        """Return what measured energy: meter names, ``none`` among them."""
+        found = {
+            r.measurement.energy_source
+            for part in self.problems
+            for r in part.records
+            if r.measurement
+        }
+        return sorted(found)
+
+    def ms_per_token(self, which: str) -> float:
+        """Return milliseconds per token over all buckets; ``which``: ``default`` or ``best``."""
+        milliseconds = sum(b.weight * getattr(b, f"{which}_ms") for b in self.buckets)
+        return float(milliseconds / sum(b.weight * b.tokens for b in self.buckets))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        whole = {which: self.ms_per_token(which) for which in ("default", "best") if self.buckets}
+        return {
+            "target": self.target.to_json(),
+            "fingerprint": self.fingerprint,
+            "mode": self.mode,
+            "ms_per_token": whole or None,
+            "problems": [part.to_json() for part in self.problems],
+            "unmeasured": [problem.to_json() for problem in self.unmeasured],
+            "failures": {kind: len(found) for kind, found in self.failures.items()},
+            "energy_sources": self.energy_sources,
+        }
+
+
+def collect(
+    records: Sequence[Record],
+    mode: str | None = None,
+    shares: Mapping[Problem, Share] | None = None,
+) -> Report:
+    """Build the report of the newest target and machine in these records.
+
+    ``shares`` names a model's problems; without it all problems are shown, and no milliseconds
+    per token. Records of different targets, machines or modes are never mixed.
+    """
+    wanted = [r for r in records if mode is None or r.conditions.mode == mode]
+    if not any(record.valid for record in wanted):
+        raise DatabaseError("no measured records to report; run `wattune tune` first")
+    newest = max((r for r in wanted if r.valid), key=lambda r: r.provenance.created)
+    found: dict[Problem, list[Record]] = {}
+    for record in wanted:
+        if _group(record) == _group(newest):
+            found.setdefault(record.candidate.problem, []).append(record)
+    chosen = shares or dict.fromkeys(found, Share())
+    parts = tuple(
+        ProblemReport(
+            problem,
+            tuple(r for r in found[problem] if r.valid),
+            tuple(r for r in found[problem] if not r.valid),
+            share,
+        )
+        for problem, share in chosen.items()
+        if any(r.valid for r in found.get(problem, ()))
+    )
+    measured = {part.problem for part in parts}
+    return Report(
+        target=newest.candidate.target,
+        fingerprint=newest.provenance.fingerprint,
+        mode=newest.conditions.mode,
+        problems=parts,
+        unmeasured=tuple(p for p in chosen if p not in measured),
+        buckets=_buckets(parts) if shares and parts else (),
+    )
+
+
+def _group(record: Record) -> tuple[str, str, str]:
+    return record.candidate.target.key, record.provenance.fingerprint, record.conditions.mode
+
+
+def _buckets(parts: Sequence[ProblemReport]) -> tuple[Bucket, ...]:
+    """Add up the layers of each token bucket."""
+    found = []
+    for tokens in sorted({part.problem.sizes["tokens"] for part in parts}):
+        layers = [part for part in parts if part.problem.sizes["tokens"] == tokens]
+        default, best = (
+            sum(1e3 * part.share.multiplicity * getattr(part, which).latency for part in layers)
+            for which in ("default", "best")
+        )
+        found.append(Bucket(tokens, layers[0].share.weight, default, best))
+    return tuple(found)
