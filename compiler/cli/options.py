@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,44 +57,68 @@ def objective_option(command: F) -> F:
     )(command)
 
 
+_SIZE = click.IntRange(min=1)
+_PROBLEM_OPTIONS = (
+    click.option("--model", help="Hugging Face config.json; its layers are the problems."),
+    click.option(
+        "--problem",
+        "texts",
+        multiple=True,
+        help='A problem as JSON, such as {"operator": "ternary_gemm", "tokens": 1, '
+        '"out_features": 2560, "in_features": 6912}, or the path of such a file; repeatable.',
+    ),
+    click.option(
+        "--tokens",
+        help="Token buckets of the model and their weights, such as 1:0.9,32:0.1  "
+        "[default: batch x query tokens]",
+    ),
+    click.option(
+        "--batch", type=_SIZE, default=1, show_default=True, help="Sequences decoded together."
+    ),
+    click.option(
+        "--query-tokens",
+        type=_SIZE,
+        default=1,
+        show_default=True,
+        help="Tokens of a sequence in one step.",
+    ),
+    click.option(
+        "--context",
+        type=_SIZE,
+        default=32768,
+        show_default=True,
+        help="Longest context; linear layers do not depend on it.",
+    ),
+)
+
+
 def problem_options(command: F) -> F:
-    """Add the options that say which problems are meant."""
-    sizes = click.IntRange(min=1)
-    options = (
-        click.option("--model", type=str, help="Hugging Face config.json; its layers are tuned."),
-        click.option(
-            "--problem",
-            "texts",
-            multiple=True,
-            help='A problem as JSON, such as {"operator": "ternary_gemm", "tokens": 1, '
-            '"out_features": 2560, "in_features": 6912}, or the path of such a file.',
-        ),
-        click.option(
-            "--tokens",
-            help="Token buckets and their weights, such as 1:0.9,32:0.1  "
-            "[default: batch x query tokens]",
-        ),
-        click.option(
-            "--batch", type=sizes, default=1, show_default=True, help="Sequences decoded together."
-        ),
-        click.option(
-            "--query-tokens",
-            type=sizes,
-            default=1,
-            show_default=True,
-            help="Tokens of a sequence in one step.",
-        ),
-        click.option(
-            "--context",
-            type=sizes,
-            default=32768,
-            show_default=True,
-            help="Longest context; linear layers do not depend on it.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    """Add the options that say which problems are meant; the command gets a ``workload``.
+
+    It is None where neither a model nor a problem is named.
+    """
+
+    @wraps(command)
+    def with_workload(
+        *,
+        model: str | None,
+        texts: tuple[str, ...],
+        tokens: str | None,
+        batch: int,
+        query_tokens: int,
+        context: int,
+        **rest: Any,
+    ) -> Any:
+        buckets = {batch * query_tokens: 1.0} if tokens is None else parse_tokens(tokens)
+        layers = problems_from_config(model, buckets) if model else []
+        layers += [LayerProblem(problem, 1, ()) for text in texts for problem in _problems(text)]
+        return command(workload=Workload(tuple(layers)) if layers else None, **rest)
+
+    wrapped: Any = with_workload
+    for option in reversed(_PROBLEM_OPTIONS):
+        wrapped = option(wrapped)
+    found: F = wrapped
+    return found
 
 
 @dataclass(frozen=True)
@@ -101,23 +126,6 @@ class Workload:
     """What is asked for: a model's layers, or single problems of equal weight."""
 
     layers: tuple[LayerProblem, ...]
-
-    @classmethod
-    def read(
-        cls,
-        model: str | None,
-        texts: Sequence[str],
-        tokens: str | None,
-        batch: int,
-        query_tokens: int,
-    ) -> Workload:
-        """Read the problem options; at least one of model and problem is needed."""
-        buckets = {batch * query_tokens: 1.0} if tokens is None else parse_tokens(tokens)
-        layers = problems_from_config(model, buckets) if model else []
-        layers += [LayerProblem(problem, 1, ()) for text in texts for problem in _problems(text)]
-        if not layers:
-            raise click.UsageError("nothing to do: give --model config.json or --problem JSON")
-        return cls(tuple(layers))
 
     @property
     def problems(self) -> list[Problem]:
@@ -136,6 +144,13 @@ class Workload:
         for layer in self.layers:
             counts[layer.problem] = counts.get(layer.problem, 0) + layer.multiplicity
         return counts
+
+
+def needed(workload: Workload | None) -> Workload:
+    """Return the workload, or say how to name one."""
+    if workload is None:
+        raise click.UsageError("nothing to do: give --model config.json or --problem JSON")
+    return workload
 
 
 def _problems(text: str) -> list[Problem]:

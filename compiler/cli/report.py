@@ -19,12 +19,7 @@ from wattune.compiler.report_data import Share, collect
 @json_option
 def report_command(
     database: str,
-    model: str | None,
-    texts: tuple[str, ...],
-    tokens: str | None,
-    batch: int,
-    query_tokens: int,
-    context: int,
+    workload: Workload | None,
     mode: str | None,
     output: str,
     as_json: bool,
@@ -34,8 +29,7 @@ def report_command(
     from wattune.compiler.report import render
 
     shares = None
-    if model or texts:
-        workload = Workload.read(model, texts, tokens, batch, query_tokens)
+    if workload:
         counts, weights = workload.multiplicity, workload.weights
         shares = {problem: Share(counts[problem], weights[problem]) for problem in counts}
     with Database(database, create=False, read_only=True) as db:

@@ -1,0 +1,81 @@
+"""``wattune compile`` and ``wattune pack``: kernels and weights as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wattune.compiler.cli.options import (
+    Workload,
+    database_option,
+    json_option,
+    needed,
+    objective_option,
+    problem_options,
+    target_options,
+)
+from wattune.compiler.cli.output import print_json, say
+from wattune.compiler.cli.progress import status
+from wattune.schedules.target import Target
+
+
+@click.command("compile")
+@problem_options
+@database_option
+@target_options
+@objective_option
+@click.option("-o", "--output", required=True, help="The library, for example kernels.so.")
+@click.option(
+    "--allow-unverified", is_flag=True, help="Compile for a target that cannot be run here."
+)
+@json_option
+def compile_command(
+    workload: Workload | None,
+    database: str,
+    target: str,
+    threads: int | None,
+    objective: str,
+    output: str,
+    allow_unverified: bool,
+    as_json: bool,
+) -> None:
+    """Compile the best known kernels into a library, with a C header and a manifest beside it.
+
+    A problem without records in the database gets its default schedule.
+    """
+    from wattune.compiler.library import compile as compile_library
+
+    work = needed(workload)
+    # The default database may not be there yet: then everything gets its default schedule.
+    found = Path(database).exists()
+    if not found:
+        say(f"{database} does not exist: default schedules")
+    with status("compiling"):
+        library = compile_library(
+            work.problems,
+            Target.parse(target, threads),
+            database=database if found else None,
+            objective=objective,
+            allow_unverified=allow_unverified,
+            weights=work.weights,
+        )
+        path = library.export(output)
+    files = [path, path.with_suffix(".h"), path.with_suffix(".json")]
+    if as_json:
+        print_json({"files": [str(p) for p in files], "verified": library.manifest.verified})
+    say(f"written: {', '.join(str(p) for p in files)}")
+    if not library.manifest.verified:
+        say("not verified: the kernels were not run on this machine")
+
+
+@click.command("pack")
+@click.argument("checkpoint")
+@click.option("-o", "--output", required=True, help="The packed weights (safetensors).")
+@click.option("--library", "library_path", required=True, help="The library that will read them.")
+@click.option("--config", required=True, help="The model's config.json.")
+@json_option
+def pack_command(
+    checkpoint: str, output: str, library_path: str, config: str, as_json: bool
+) -> None:
+    """Pack the ternary layers of a Hugging Face CHECKPOINT into a library's layout."""
