@@ -1,4 +1,4 @@
-"""From tensor programs to shared libraries: lower, compile with TVM's LLVM, link with the C compiler.
+"""From tensor programs to shared libraries: lower, compile with TVM, link with the C compiler.
 
 TVM's own export starts g++ and leaves the thread launcher to its runtime; here the objects are
 linked directly, with our launcher inside, and every undefined symbol is accounted for.
@@ -40,6 +40,8 @@ _PARSERS = (
 
 # Versioned symbols were found in a library that the linker saw; tvm-ffi is loaded before ours.
 _UNDEFINED = re.compile(r"^ +U (?!TVMFFI)([^@\s]+)$", re.MULTILINE)
+# Calls into TVM's runtime go through pointers; those that the launcher does not fill stay zero.
+_UNFILLED = re.compile(r" [VBb] __(TVM\w+)$", re.MULTILINE)
 _CODE = re.compile(r"^[0-9a-f]+ ([0-9a-f]+) [tTW] ", re.MULTILINE)
 
 
@@ -118,7 +120,7 @@ def link(objects: Sequence[Path], path: Path, threads: int) -> dict[str, float]:
     parts = [*objects, launcher_object(threads)]
     run([compiler(), "-shared", "-o", path, *parts, *libraries])
     symbols = run(["nm", "-S", path])
-    if missing := sorted(set(_UNDEFINED.findall(symbols))):
+    if missing := sorted({*_UNDEFINED.findall(symbols), *_UNFILLED.findall(symbols)}):
         path.unlink()
         raise BuildError(f"nothing defines the symbols that the code calls: {', '.join(missing)}")
     return {"code_bytes": float(sum(int(size, 16) for size in _CODE.findall(symbols)))}

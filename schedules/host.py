@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
+import re
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from wattune.schedules.target import CPU_FEATURES
+from wattune.schedules.target import CPU_FEATURES, Target
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
@@ -67,6 +70,27 @@ def toolchain() -> dict[str, str]:
         versions[package] = _version(package)
     versions["kernel"] = platform.release()
     return versions
+
+
+def fingerprint(target: Target) -> str:
+    """Return the exact device and compiler in one short name.
+
+    Measurements with different fingerprints are not compared. Versions that only touch the host
+    program (Python, the kernel) are in a record's provenance and not in here.
+    """
+    device = target.device or target.arch
+    if target.kind == "cpu":
+        device = device_name()
+    # What the process may use (its cores) says nothing about the device.
+    here = {name: host_fields()[name] for name in ("arch", "features")}
+    facts = {
+        "device": device,
+        "host": {**here, **_cache_sizes()},
+        "versions": {name: toolchain()[name] for name in ("apache-tvm", "apache-tvm-ffi")},
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", device.split("(")[0]).strip("-").lower()
+    return f"{readable}-{digest}"
 
 
 def _version(package: str) -> str:

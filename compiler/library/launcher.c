@@ -1,12 +1,13 @@
-/* The thread launcher of an exported library.
+/* What code compiled by TVM asks of its runtime: a thread launcher, memory for large local arrays.
  *
- * A parallel loop compiled by TVM calls through the pointer __TVMBackendParallelLaunch, which TVM's
- * runtime would fill. Here the pointer is defined, filled and hidden: the library carries its own
- * OpenMP launcher, and a TVM runtime in the same process cannot put its own pool in its place.
+ * Such code calls through pointers named __TVMBackend..., which TVM's runtime would fill. Here the
+ * pointers are defined, filled and hidden: a library carries its own OpenMP launcher, and a TVM
+ * runtime in the same process cannot put its own pool in its place.
  * Compiled with -DWATTUNE_THREADS=n; without -fopenmp for one thread, so that nothing is linked.
  */
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -61,4 +62,20 @@ static int launch(Task task, void *closure, int tasks) {
   return failed;
 }
 
-__attribute__((visibility("hidden"))) int (*__TVMBackendParallelLaunch)(Task, void *, int) = launch;
+/* Local arrays above 1 KiB, which TVM does not put on the stack. */
+static void *allocate(int device_type, int device_id, uint64_t bytes, int code, int bits) {
+  (void)device_type, (void)device_id, (void)code, (void)bits;
+  return aligned_alloc(64, (bytes + 63) & ~(uint64_t)63);
+}
+
+static int release(int device_type, int device_id, void *memory) {
+  (void)device_type, (void)device_id;
+  free(memory);
+  return 0;
+}
+
+#pragma GCC visibility push(hidden)
+int (*__TVMBackendParallelLaunch)(Task, void *, int) = launch;
+void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int) = allocate;
+int (*__TVMBackendFreeWorkspace)(int, int, void *) = release;
+#pragma GCC visibility pop

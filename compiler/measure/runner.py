@@ -1,0 +1,245 @@
+"""Runners: measure candidates. Every candidate becomes exactly one record, whatever it does."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from wattune.compiler.measure.affinity import divide, openmp_environment, usable_cpus
+from wattune.compiler.measure.builder import BuildPool, BuildResult
+from wattune.compiler.measure.pool import cold_footprint
+from wattune.compiler.measure.process import Message, WorkerDied, WorkerHung, WorkerProcess, wait
+from wattune.compiler.measure.timing import BUDGET_SECONDS
+from wattune.errors import TargetError, UnknownNameError
+from wattune.schedules.candidate import (
+    Candidate,
+    Conditions,
+    FailureKind,
+    Measurement,
+    Provenance,
+    Record,
+)
+from wattune.schedules.host import fingerprint, toolchain
+from wattune.schedules.target import Target
+from wattune.schedules.template import register_module, template_of
+
+# Built ahead of the measuring process, per build worker.
+BUILT_AHEAD = 4
+
+
+class Runner(Protocol):
+    """Measures candidates; records may come in any order, one for each candidate."""
+
+    def run(self, candidates: Sequence[Candidate]) -> Iterator[Record]:
+        """Yield the record of each candidate as it arrives."""
+
+    def close(self) -> None:
+        """Give back processes and files."""
+
+
+class LocalRunner(Runner):
+    """Builds in worker processes and measures in one other process, on this machine.
+
+    ``mode`` is ``cold`` (packed arguments come from memory, as in decoding) or ``hot``. Where the
+    target leaves cores free, they build ahead during measurements; else the two alternate.
+    ``template_modules`` are registered here and in the build workers.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        mode: str = "cold",
+        build_workers: int | None = None,
+        build_timeout: float = 60,
+        run_timeout: float = 30,
+        seed: int = 0,
+        template_modules: Sequence[str] = (),
+    ) -> None:
+        """Prepare the processes; they start with the first candidate."""
+        if mode not in BUDGET_SECONDS:
+            raise UnknownNameError("measuring mode", mode, BUDGET_SECONDS)
+        if not target.runs_here():
+            raise TargetError("the target asks for features or cores that this machine lacks")
+        for module in template_modules:
+            register_module(target.kind, module)
+        self._target, self._mode, self._run_timeout = target, mode, run_timeout
+        self._folder = Path(tempfile.mkdtemp(prefix="wattune-"))
+        cpus = usable_cpus()
+        measuring, free = divide(cpus, target.threads)
+        self._overlap = bool(free)
+        self._pool = BuildPool(
+            build_workers or len(free or cpus),
+            self._folder,
+            build_timeout,
+            free or cpus,
+            template_modules,
+            target.kind,
+        )
+        setup: Message = {
+            "cpus": measuring,
+            "mode": mode,
+            "footprint": cold_footprint(target.l3, target.memory),
+            "seed": seed,
+            "amx": target.has("amx_tile"),
+        }
+        environment = openmp_environment(measuring)
+        self._worker = WorkerProcess("wattune.compiler.measure.worker", setup, environment)
+        self._fingerprint = fingerprint(target)
+        self._best: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        """Return the runner."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """End all processes and delete what was built."""
+        self._pool.close()
+        self._worker.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def run(self, candidates: Sequence[Candidate]) -> Iterator[Record]:
+        """Yield the record of each candidate; nothing is being timed while the caller has one."""
+        for result in self._built(candidates):
+            if result.failure is not None:
+                yield self._failed(result, result.failure, result.message)
+                continue
+            record = self._record(result, self._ask(result))
+            if record.measurement is not None:
+                key = result.candidate.problem.key
+                self._best[key] = min(record.latency, self._best.get(key, record.latency))
+            self._delete(result)
+            yield record
+
+    def interleaved(self, candidates: Sequence[Candidate], rounds: int = 5) -> list[Record]:
+        """Measure finalists in turn, several rounds, so that drift hits all of them alike.
+
+        Returns one record per candidate, in the order given; its runs are those of all rounds.
+        """
+        distinct = list(dict.fromkeys(candidates))
+        built = {result.candidate: result for result in self._built(distinct, ahead=False)}
+        records: dict[Candidate, list[Record]] = {candidate: [] for candidate in distinct}
+        for turn in range(rounds):
+            for candidate in distinct if turn % 2 == 0 else reversed(distinct):
+                result, known = built[candidate], records[candidate]
+                if result.failure is not None:
+                    known[:] = [self._failed(result, result.failure, result.message)]
+                elif not known or known[-1].valid:
+                    known.append(self._record(result, self._ask(result, verify=turn == 0)))
+        for result in built.values():
+            self._delete(result)
+        return [_merged(records[candidate]) for candidate in candidates]
+
+    def _built(self, candidates: Sequence[Candidate], ahead: bool = True) -> Iterator[BuildResult]:
+        """Yield build results; building goes on meanwhile only on cores that do not measure."""
+        pool, queue = self._pool, deque(self._checked(candidates))
+        most = BUILT_AHEAD * len(pool.processes) if ahead else len(queue)
+        together = self._overlap and ahead
+        try:
+            while queue or pool.pending or pool.finished:
+                if together or not pool.finished:
+                    while queue and pool.pending + len(pool.finished) < most:
+                        pool.submit(queue.popleft())
+                if pool.finished and (together or not pool.pending):
+                    yield pool.finished.popleft()
+                else:
+                    pool.wait()
+        finally:
+            pool.cancel()
+
+    def _checked(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        for candidate in candidates:
+            if candidate.target != self._target:
+                raise TargetError("a candidate is for another target than this runner measures on")
+        return candidates
+
+    def _ask(self, result: BuildResult, verify: bool = True) -> Message:
+        """Have one library measured; a worker that crashes or hangs is an answer too."""
+        problem = result.candidate.problem
+        request: Message = {
+            "problem": problem.to_json(),
+            "library": str(result.path),
+            "pack": result.pack,
+            "sizes": result.sizes,
+            "verify": verify,
+            "best": self._best.get(problem.key) if verify else None,
+            "budget": BUDGET_SECONDS[self._mode],
+        }
+        self._worker.send(request, self._run_timeout)
+        try:
+            while (answer := self._worker.poll()) is None:
+                wait([self._worker, *self._pool.processes])
+                self._pool.pump()
+        except WorkerHung as error:
+            return {"failure": "timeout", "message": f"run: {error}"}
+        except WorkerDied as error:
+            return {"failure": "crash", "message": f"the measuring process was {error}"}
+        if "error" in answer:
+            return {"failure": "crash", "message": answer["error"]}
+        return answer
+
+    def _record(self, result: BuildResult, answer: Message) -> Record:
+        if answer.get("failure"):
+            return self._failed(result, answer["failure"], answer["message"])
+        return Record(
+            result.candidate,
+            Conditions(
+                self._mode,
+                self._target.threads,
+                huge_pages=answer["huge_pages"],
+                clock_mhz=answer["clock_mhz"],
+            ),
+            self._provenance(result.candidate),
+            Measurement(tuple(answer["seconds"]), answer["joules"], answer["energy_source"]),
+            facts={**result.facts, **answer["facts"]},
+        )
+
+    def _failed(self, result: BuildResult, failure: FailureKind, message: str) -> Record:
+        return Record(
+            result.candidate,
+            Conditions(self._mode, self._target.threads),
+            self._provenance(result.candidate),
+            failure=failure,
+            message=message,
+            facts=dict(result.facts),
+        )
+
+    def _provenance(self, candidate: Candidate) -> Provenance:
+        return Provenance(
+            template_of(candidate).source_hash(), self._fingerprint, toolchain(), time.time()
+        )
+
+    @staticmethod
+    def _delete(result: BuildResult) -> None:
+        if result.path is not None:
+            result.path.unlink(missing_ok=True)
+
+
+def _merged(records: Sequence[Record]) -> Record:
+    """Join the rounds of one candidate: all runs, the mean energy; a failure stands alone."""
+    last = records[-1]
+    measured = [record.measurement for record in records if record.measurement is not None]
+    if last.measurement is None:
+        return last
+    joules = [m.joules for m in measured if m.joules is not None]
+    measurement = Measurement(
+        tuple(second for m in measured for second in m.seconds),
+        sum(joules) / len(joules) if joules else None,
+        last.measurement.energy_source,
+    )
+    return dataclasses.replace(last, measurement=measurement)

@@ -1,0 +1,138 @@
+"""The measuring process: verifies and times built candidates. It knows no compiler.
+
+numpy and ctypes only; threads, affinity and environment are set before the first library loads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wattune.compiler.measure.cases import Binder, Bound, as_bytes
+from wattune.compiler.measure.ffi import Library, runtime
+from wattune.compiler.measure.memory import huge_pages_available
+from wattune.compiler.measure.meters import open_meter
+from wattune.compiler.measure.pool import Pool, Rotation, stride_of
+from wattune.compiler.measure.process import Handler, Message, serve
+from wattune.compiler.measure.timing import Timer
+from wattune.compiler.measure.verify import verify
+from wattune.errors import MeasureError
+from wattune.ops import Argument, operator, problem_from_json
+
+ENERGY_SECONDS = 0.5
+_ARCH_PRCTL = 158
+_ARCH_REQ_XCOMP_PERM = 0x1023
+_XFEATURE_XTILEDATA = 18
+
+
+def start() -> None:
+    """Run the worker until its parent ends."""
+    serve(_prepare)
+
+
+def _prepare(setup: Message) -> Handler:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, setup["cpus"])
+    if setup["amx"]:
+        # Once per process, before OpenMP starts threads.
+        ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)
+    runtime()
+    return Measurer(setup).answer
+
+
+class Measurer:
+    """Answers requests to verify and time a library."""
+
+    def __init__(self, setup: Message) -> None:
+        """Take mode, footprint and seed from the set-up message."""
+        self._mode = str(setup["mode"])
+        self._footprint = int(setup["footprint"])
+        self._seed = int(setup["seed"])
+        self._binder = Binder(self._seed)
+        self._pool = Pool()
+        self._position = 0.0
+        self._meter = open_meter("cpu")
+
+    def answer(self, request: Message) -> Message:
+        """Verify and time; a wrong candidate is an answer with ``failure`` and ``message``."""
+        library = Library(request["library"])
+        try:
+            return self._measure(request, library)
+        except MeasureError as error:
+            return {"failure": error.kind, "message": str(error)}
+        finally:
+            library.close()
+
+    def _measure(self, request: Message, library: Library) -> Message:
+        problem = problem_from_json(request["problem"])
+        pack, sizes = request["pack"], request["sizes"]
+        begin = time.perf_counter()
+        if request["verify"]:
+            bound = verify(self._binder, problem, library, pack, sizes)
+        else:
+            bound = self._binder.bind(problem, pack, sizes)
+        verified = time.perf_counter()
+        timer = Timer(library.address("kernel"), bound.call, self._rotations(bound), self._position)
+        samples = timer.measure(request["budget"], self._mode == "cold", request["best"])
+        joules = self._energy(timer, float(np.median(samples)))
+        self._position = timer.position
+        return {
+            "seconds": samples,
+            "joules": joules,
+            "energy_source": self._meter.source if self._meter and joules is not None else "none",
+            "huge_pages": huge_pages_available(),
+            "clock_mhz": _clock_mhz(),
+            "facts": {
+                "verify_seconds": verified - begin,
+                "timing_seconds": time.perf_counter() - verified,
+            },
+        }
+
+    def _rotations(self, bound: Bound) -> list[tuple[int, Rotation]]:
+        """View the pool as copies of the arguments that lie in memory between calls."""
+        sizes = bound.sizes()
+        moving = [(i, a) for i, a in enumerate(bound.arguments) if a.role in ("packed", "state")]
+        one_set = sum(stride_of(sizes[a.name]) for _, a in moving)
+        sets = max(1, self._footprint // one_set) if self._mode == "cold" and moving else 1
+        name = bound.case.problem.operator
+        return [
+            (i, self._pool.rotation(name, a.name, sizes[a.name], sets, self._fill(bound, a)))
+            for i, a in moving
+        ]
+
+    def _fill(self, bound: Bound, argument: Argument) -> Any:
+        problem = bound.case.problem
+
+        def fill(count: int) -> NDArray[np.uint8]:
+            if argument.layout_dependent or argument.source is None:
+                op = operator(problem.operator)
+                return op.random_bytes(problem, argument.name, count, self._seed)
+            # A copied argument holds numbers: any bytes may be subnormal or not a number.
+            return np.resize(as_bytes(bound.case.values[argument.source.name]), count)
+
+        return fill
+
+    def _energy(self, timer: Timer, seconds: float) -> float | None:
+        """Return joules per call over a loop long enough for the counter's resolution."""
+        if self._meter is None:
+            return None
+        calls = max(1, round(ENERGY_SECONDS / seconds))
+        before = self._meter.joules()
+        timer.run(1, calls)
+        return (self._meter.joules() - before) / calls
+
+
+def _clock_mhz() -> float | None:
+    """Return the clock of the core this runs on, where the kernel reports it."""
+    try:
+        core = next(iter(os.sched_getaffinity(0)))
+        file = Path(f"/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq")
+        return int(file.read_text()) / 1000
+    except (OSError, AttributeError, ValueError):
+        return None
