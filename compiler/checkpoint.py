@@ -68,6 +68,11 @@ def read_layers(
             yield _read_layer(file, names, linear, divides, str(checkpoint))
 
 
+def count_layers(config: str | Path | Mapping[str, Any]) -> int:
+    """Return how many layers `read_layers` yields."""
+    return len(bitnet_linears(Config.read(config)))
+
+
 def _open(path: str | Path) -> Any:
     try:
         from safetensors import SafetensorError, safe_open

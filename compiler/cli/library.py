@@ -16,7 +16,7 @@ from wattune.compiler.cli.options import (
     target_options,
 )
 from wattune.compiler.cli.output import print_json, say
-from wattune.compiler.cli.progress import status
+from wattune.compiler.cli.progress import Bar, status
 from wattune.schedules.target import Target
 
 
@@ -78,4 +78,23 @@ def compile_command(
 def pack_command(
     checkpoint: str, output: str, library_path: str, config: str, as_json: bool
 ) -> None:
-    """Pack the ternary layers of a Hugging Face CHECKPOINT into a library's layout."""
+    """Pack the ternary layers of a Hugging Face CHECKPOINT into a library's layout.
+
+    Only those layers are written; embeddings and norms stay in the checkpoint.
+    """
+    from wattune.compiler.checkpoint import count_layers, read_layers
+    from wattune.compiler.library import load
+    from wattune.compiler.library.packed import save_packed
+
+    entry = load(library_path).ternary_gemm
+    layers = {}
+    with Bar("packing", count_layers(config)) as bar:
+        for layer in read_layers(checkpoint, config):
+            layers[layer.name] = entry.pack(layer.weights, scale=layer.scale)
+            bar.update(len(layers), layer.name)
+    save_packed(output, layers)
+    found = {name: {"layout": p.layout, "bytes": p.nbytes} for name, p in layers.items()}
+    if as_json:
+        print_json({"file": output, "layers": found})
+    total = sum(p.nbytes for p in layers.values())
+    say(f"{output} written: {len(layers)} layers, {total / 1e6:.1f} MB")
