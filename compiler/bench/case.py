@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wattune.compiler.measure.memory import pages
+from wattune.compiler.measure.pool import stride_of
 from wattune.ops import Problem
 from wattune.ops.operator import Array
 
 Bytes = NDArray[np.uint8]
-HUGE_PAGE = 2 << 20
-ALIGNMENT = 64
 
 
 class Unavailable(Exception):
@@ -58,22 +57,12 @@ class Case(ABC):
         """Run once and return the distance from the reference over the reference's norm."""
 
 
-def huge_buffer(size: int) -> Bytes:
-    """Return zeroed bytes that start at a huge page and ask for huge pages."""
-    area = mmap.mmap(-1, size + HUGE_PAGE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        area.madvise(mmap.MADV_HUGEPAGE)
-    whole = np.frombuffer(area, np.uint8)
-    start = -whole.ctypes.data % HUGE_PAGE
-    return whole[start : start + size]
-
-
 def rotate(data: Bytes, footprint: int) -> list[Bytes]:
     """Copy packed weights as often as fills the footprint, at least once; views of one buffer."""
-    step = -(-data.size // ALIGNMENT) * ALIGNMENT
-    count = max(1, -(-footprint // step))
-    buffer = huge_buffer(count * step)
-    views = [buffer[i * step : i * step + data.size] for i in range(count)]
+    stride = stride_of(data.size)
+    count = max(1, -(-footprint // stride))
+    buffer = pages(count * stride, huge=True)
+    views = [buffer[i * stride : i * stride + data.size] for i in range(count)]
     for view in views:
         view[:] = data
     return views

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wattune.compiler.bench.case import Case, Setup, Unavailable, huge_buffer, relative_error
+from wattune.compiler.bench.case import Case, Setup, Unavailable, relative_error
 from wattune.compiler.bench.ternary import TernaryData
+from wattune.compiler.measure.memory import pages
 
 F32 = 0
 TYPES = {"tq1_0": 34, "tq2_0": 35}
@@ -151,7 +152,8 @@ class TernaryMatMul(Case):
         ggml, (out, inside), tokens = self.ggml, self.data.weights.shape, len(self.data.x)
         graph = ggml.ggml_graph_overhead_custom(GRAPH_NODES, False)
         per_copy = packed.size + tokens * out * 4 + graph + 4 * TENSOR_OVERHEAD
-        self.memory = huge_buffer(self.copies * per_copy + self.data.x.nbytes + (1 << 20))
+        size = self.copies * per_copy + self.data.x.nbytes + (1 << 20)
+        self.memory = pages(size, huge=True)
         params = InitParams(self.memory.size, self.memory.ctypes.data, False)
         context = ggml.ggml_init(params)
         x = ggml.ggml_new_tensor_2d(context, F32, inside, tokens)

@@ -10,14 +10,15 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from wattune.compiler.measure.affinity import openmp_environment
 from wattune.errors import MeasureError
 
 
 class BenchProcess:
     """A fresh process that holds one implementation; idle, and asleep, between rounds."""
 
-    def __init__(self, spec: Mapping[str, Any], cores: list[int]) -> None:
-        """Start the process on these cores and send the setup; `ready` waits for the answer."""
+    def __init__(self, spec: Mapping[str, Any], cpus: list[int]) -> None:
+        """Start the process on these processors and send it the setup."""
         self.name = str(spec["implementation"])
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         self.process = subprocess.Popen(
@@ -26,8 +27,8 @@ class BenchProcess:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            env=_environment(int(spec["threads"])),
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            env=_environment(cpus),
+            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
         )
         self._send(spec)
 
@@ -79,7 +80,8 @@ class BenchProcess:
         return MeasureError("crash", f"{self.name}: its process ended ({status}): {last}")
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """Fix the threads of OpenMP and BLAS before any library is loaded."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return {**os.environ, **dict.fromkeys(names, str(threads))}
+def _environment(cpus: list[int]) -> dict[str, str]:
+    """Return the environment that keeps every library's threads on these processors."""
+    threads = str(len(cpus))
+    blas = {"MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+    return {**os.environ, **openmp_environment(cpus), **blas}

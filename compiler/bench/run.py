@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 from wattune.compiler.bench.implementations import implementations
 from wattune.compiler.bench.process import BenchProcess
 from wattune.compiler.bench.rows import Ceiling, Row, make_row
+from wattune.compiler.measure.affinity import divide, usable_cpus
 from wattune.errors import MeasureError
 from wattune.ops import Problem
 
@@ -80,10 +80,10 @@ def _start(
     problem: Problem, library: Path, settings: Settings, notes: list[str], stack: ExitStack
 ) -> dict[str, Entry]:
     """Start all processes, one after the other: their setups would disturb each other."""
-    cores = sorted(os.sched_getaffinity(0))[: settings.threads]
+    cpus, _ = divide(usable_cpus(), settings.threads)
     entries = {}
     for name in implementations(problem.operator):
-        process = BenchProcess(_spec(problem, name, library, settings), cores)
+        process = BenchProcess(_spec(problem, name, library, settings), cpus)
         stack.callback(process.close)
         try:
             ready = process.ready()
