@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from wattune.errors import ArgumentError
 from wattune.ops.ternary_formats import FORMATS, LookupFormat
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from wattune.errors import ProblemError, UnknownNameError
 from wattune.ops import TernaryGemm, operator, problem_from_json
 from wattune.ops.quantize import quantize_per_token

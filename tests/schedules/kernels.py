@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from wattune.ops import Problem, operator
 from wattune.ops.dtypes import numpy_dtype
 from wattune.schedules.space import Value

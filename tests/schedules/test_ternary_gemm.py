@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.schedules.kernels import assert_matches, compile_function, run_kernel
+
 from wattune.errors import ScheduleError
 from wattune.ops import TernaryGemm, operator
 from wattune.ops.ternary_formats import FORMATS
@@ -16,8 +18,6 @@ from wattune.schedules.template import (
     layout_of,
     templates_for,
 )
-
-from tests.schedules.kernels import assert_matches, compile_function, run_kernel
 
 OPERATOR = operator("ternary_gemm")
 NATIVE = Target.native(threads=1)
