@@ -11,6 +11,7 @@ import inspect
 import os
 import platform
 import re
+import struct
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ from wattune.schedules.template import Template, template_of
 
 LAUNCHER = Path(__file__).parent / "library" / "launcher.c"
 
+_EXECUTABLE = 4  # SHF_EXECINSTR
+
 # Modules of TVM that walk the Python stack while they parse a tensor program.
 _PARSERS = (
     "tvm.script.parser.core.parser",
@@ -42,7 +45,6 @@ _PARSERS = (
 _UNDEFINED = re.compile(r"^ +U (?!TVMFFI)([^@\s]+)$", re.MULTILINE)
 # Calls into TVM's runtime go through pointers; those that the launcher does not fill stay zero.
 _UNFILLED = re.compile(r" [VBb] __(TVM\w+)$", re.MULTILINE)
-_CODE = re.compile(r"^[0-9a-f]+ ([0-9a-f]+) [tTW] ", re.MULTILINE)
 
 
 class _FastInspect(ModuleType):
@@ -119,11 +121,20 @@ def link(objects: Sequence[Path], path: Path, threads: int) -> dict[str, float]:
     libraries = ["-Wl,--as-needed", "-lm", *(["-lgomp"] if threads > 1 else [])]
     parts = [*objects, launcher_object(threads)]
     run([compiler(), "-shared", "-o", path, *parts, *libraries])
-    symbols = run(["nm", "-S", path])
+    symbols = run(["nm", path])
     if missing := sorted({*_UNDEFINED.findall(symbols), *_UNFILLED.findall(symbols)}):
         path.unlink()
         raise BuildError(f"nothing defines the symbols that the code calls: {', '.join(missing)}")
-    return {"code_bytes": float(sum(int(size, 16) for size in _CODE.findall(symbols)))}
+    return {"code_bytes": float(code_bytes(path))}
+
+
+def code_bytes(path: Path) -> int:
+    """Return the bytes of machine code in a 64-bit ELF file: its sections that can execute."""
+    data = path.read_bytes()
+    (table,) = struct.unpack_from("<Q", data, 0x28)
+    size, count = struct.unpack_from("<HH", data, 0x3A)
+    sections = (struct.unpack_from("<IIQQQQ", data, table + i * size) for i in range(count))
+    return sum(section[5] for section in sections if section[2] & _EXECUTABLE)
 
 
 def build_shared(

@@ -131,6 +131,11 @@ class Library:
         if function(None, call.arguments, ctypes.c_int32(call.count), ctypes.byref(result)):
             raise MeasureError("wrong_result", f"{name} answered with an error: {raised()}")
 
+    def set_threads(self, threads: int) -> None:
+        """Tell the library's launcher how many threads to use; fewer would be another candidate."""
+        if (used := self._library.wattune_set_num_threads(ctypes.c_int(threads))) != threads:
+            raise MeasureError("crash", f"{used} threads can run where {threads} were asked for")
+
     def close(self) -> None:
         """Unload the library; none of its functions may be running."""
         _ctypes.dlclose(self._library._handle)

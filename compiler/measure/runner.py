@@ -84,6 +84,7 @@ class LocalRunner(Runner):
         )
         setup: Message = {
             "cpus": measuring,
+            "threads": target.threads,
             "mode": mode,
             "footprint": cold_footprint(target.l3, target.memory),
             "seed": seed,

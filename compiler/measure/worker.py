@@ -43,6 +43,10 @@ def _prepare(setup: Message) -> Handler:
         # Once per process, before OpenMP starts threads.
         ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)
     runtime()
+    if setup["threads"] > 1:
+        # Kept for good: candidates come and go, and a second copy would find its threads' cores
+        # already bound to the first one's places.
+        ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
     return Measurer(setup).answer
 
 
@@ -50,8 +54,9 @@ class Measurer:
     """Answers requests to verify and time a library."""
 
     def __init__(self, setup: Message) -> None:
-        """Take mode, footprint and seed from the set-up message."""
+        """Take mode, threads, footprint and seed from the set-up message."""
         self._mode = str(setup["mode"])
+        self._threads = int(setup["threads"])
         self._footprint = int(setup["footprint"])
         self._seed = int(setup["seed"])
         self._binder = Binder(self._seed)
@@ -63,6 +68,7 @@ class Measurer:
         """Verify and time; a wrong candidate is an answer with ``failure`` and ``message``."""
         library = Library(request["library"])
         try:
+            library.set_threads(self._threads)
             return self._measure(request, library)
         except MeasureError as error:
             return {"failure": error.kind, "message": str(error)}
