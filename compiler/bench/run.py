@@ -42,7 +42,7 @@ class Entry:
 
 def measure_problem(
     problem: Problem,
-    library: Path,
+    library: Path | None,
     settings: Settings,
     ceiling: Callable[[int], Ceiling],
     notes: list[str],
@@ -77,7 +77,7 @@ def measure_problem(
 
 
 def _start(
-    problem: Problem, library: Path, settings: Settings, notes: list[str], stack: ExitStack
+    problem: Problem, library: Path | None, settings: Settings, notes: list[str], stack: ExitStack
 ) -> dict[str, Entry]:
     """Start all processes, one after the other: their setups would disturb each other."""
     cpus, _ = divide(usable_cpus(), settings.threads)
@@ -96,12 +96,14 @@ def _start(
     return entries
 
 
-def _spec(problem: Problem, name: str, library: Path, settings: Settings) -> Mapping[str, Any]:
+def _spec(
+    problem: Problem, name: str, library: Path | None, settings: Settings
+) -> Mapping[str, Any]:
     return {
         "implementation": name,
         "problem": problem.to_json(),
         "threads": settings.threads,
         "footprint": settings.footprint if settings.mode == "cold" else 0,
-        "library": str(library),
+        "library": str(library or ""),
         "seed": settings.seed,
     }

@@ -43,6 +43,10 @@ def _run(words: list[str]) -> int:
         raise MissingDependencyError(str(error.name), "the command line") from error
     try:
         status = wattune.main(words, prog_name="wattune", standalone_mode=False)
+        sys.stdout.flush()
+    except SystemExit:
+        # click's answer to a closed pipe.
+        raise BrokenPipeError from None
     except click.exceptions.Abort:
         # click turns a KeyboardInterrupt into this.
         raise KeyboardInterrupt from None

@@ -40,10 +40,10 @@ def import_records_command(
 ) -> None:
     """Add the records of JSON-lines FILES (- is standard input); known ones are skipped."""
     with Database(database) as db:
-        reports = {name: _import(db, name, skip_bad) for name in files}
-    added = sum(report.added for report in reports.values())
-    skipped = sum(report.skipped for report in reports.values())
-    refused = [f"{name}: {line}" for name, report in reports.items() for line in report.refused]
+        reports = [(name, _import(db, name, skip_bad)) for name in files]
+    added = sum(report.added for _, report in reports)
+    skipped = sum(report.skipped for _, report in reports)
+    refused = [f"{name}: {line}" for name, report in reports for line in report.refused]
     if as_json:
         print_json({"added": added, "skipped": skipped, "refused": refused})
         return

@@ -1,0 +1,10 @@
+"""``python -m wattune.compiler.cli``: the command line without its script."""
+
+from __future__ import annotations
+
+import sys
+
+from wattune.compiler.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
