@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from string import Template
 
+from wattune.compiler.library.coverage import workspace_bytes
 from wattune.compiler.library.features import Bit
-from wattune.compiler.library.manifest import (
-    ABI_VERSION,
-    Kernel,
-    Manifest,
-    OperatorTable,
-    Pack,
-    Variant,
-)
+from wattune.compiler.library.manifest import ABI_VERSION, Manifest, OperatorTable, Pack, Variant
 from wattune.ops.operator import Argument
 from wattune.schedules.program import CACHE_LINE, alignment
 
@@ -202,14 +196,10 @@ def slot_alignment(argument: Argument) -> int:
 
 
 def _kernels(variant: Variant, op: OperatorTable) -> list[str]:
-    return [_kernel_of(variant, kernel, op.runtime) for kernel in variant.kernels]
-
-
-def _kernel_of(variant: Variant, kernel: Kernel, runtime: Sequence[str]) -> str:
-    names = variant.names("workspace")
-    argument = variant.argument(names[0]) if names else None
-    workspace = argument.concrete(kernel.sizes)[0] if argument else 0
-    return _kernel_row(kernel.symbol, workspace, [kernel.upper[name] for name in runtime])
+    return [
+        _kernel_row(k.symbol, workspace_bytes(variant, k), [k.upper[name] for name in op.runtime])
+        for k in variant.kernels
+    ]
 
 
 def _kernel_row(symbol: str, workspace: int, upper: Sequence[int]) -> str:

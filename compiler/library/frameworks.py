@@ -1,0 +1,77 @@
+"""What an entry must know of torch and numpy tensors; torch is never imported here first."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from wattune.ops.dtypes import numpy_dtype
+
+
+def torch_module() -> Any | None:
+    """Return torch where the program has imported it."""
+    return sys.modules.get("torch")
+
+
+def is_torch(tensor: Any) -> bool:
+    """Say whether this is a torch tensor."""
+    torch = torch_module()
+    return torch is not None and isinstance(tensor, torch.Tensor)
+
+
+def is_tensor(value: Any) -> bool:
+    """Say whether this is a torch tensor or a numpy array."""
+    return is_torch(value) or isinstance(value, np.ndarray)
+
+
+def dtype_name(tensor: Any) -> str:
+    """Return the dtype's name, the same for both frameworks."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def empty_of(like: Any, dtype: str) -> Callable[[Sequence[int]], Any]:
+    """Return what makes uninitialised CPU tensors of the same framework from a shape."""
+    torch = torch_module()
+    if is_torch(like) and torch is not None:
+        return partial(torch.empty, dtype=getattr(torch, dtype), device="cpu")
+    return partial(np.empty, dtype=numpy_dtype(dtype))
+
+
+def kernel_view(tensor: Any) -> Any:
+    """Return what DLPack can pass: numpy's bfloat16 as its bits."""
+    if isinstance(tensor, np.ndarray) and tensor.dtype.name == "bfloat16":
+        return tensor.view(np.uint16)
+    return tensor
+
+
+def tidy(tensor: Any) -> Any:
+    """Return a copy that is contiguous, aligned and writable."""
+    if is_torch(tensor):
+        torch = torch_module()
+        assert torch is not None
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
+    return np.array(tensor, order="C", copy=True)
+
+
+def to_numpy(tensor: Any) -> Any:
+    """Return a tensor, a number or a list as a numpy array."""
+    if is_torch(tensor):
+        return tensor.detach().cpu().numpy()
+    return np.asarray(tensor)
+
+
+def compiling_check() -> Callable[[], bool]:
+    """Return what says whether torch.compile is tracing the program."""
+    torch = torch_module()
+    return torch.compiler.is_compiling if torch is not None else bool
+
+
+def same_shape(given: Sequence[int], expected: Sequence[int | str]) -> bool:
+    """Say whether a shape is the expected one; a name stands for any size."""
+    return len(given) == len(expected) and all(
+        isinstance(want, str) or size == want for size, want in zip(given, expected, strict=True)
+    )

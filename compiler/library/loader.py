@@ -1,0 +1,141 @@
+"""Load exported libraries: needs numpy and tvm-ffi, not TVM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import tvm_ffi
+
+from wattune.compiler.library.binding import Part
+from wattune.compiler.library.entry import Entry, LayoutError
+from wattune.compiler.library.frameworks import torch_module
+from wattune.compiler.library.manifest import Manifest, OperatorTable
+from wattune.errors import ArgumentError, LibraryError, TargetError
+
+# What libraries call their errors -> what Python raises.
+for _kind in (ArgumentError, LayoutError, TargetError):
+    tvm_ffi.register_error(_kind.__name__, _kind)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A library that is open: its manifest and functions; ``missing`` names CPU features."""
+
+    path: str
+    manifest: Manifest
+    module: Any
+    missing: str
+
+
+def load(path: str | PathLike[str] | Sequence[str | PathLike[str]]) -> Kernels:
+    """Open one exported library, or several that serve different targets or sizes.
+
+    Of a list, libraries that this CPU cannot run are left out; the first of the others that covers
+    a call serves it. Raises `LibraryError` for a file that is missing, no wattune library, of
+    another ABI version, or where no library runs on this CPU.
+    """
+    paths = [path] if isinstance(path, str | PathLike) else list(path)
+    if not paths:
+        raise LibraryError("load needs at least one library")
+    opened = [_open(fspath(item)) for item in paths]
+    usable = [library for library in opened if not library.missing]
+    if not usable:
+        reasons = "; ".join(f"{o.path} needs {o.missing}" for o in opened)
+        raise LibraryError(
+            f"this CPU cannot run the kernels: {reasons}; compile for this machine's target, or "
+            "give load() a list with a library for 'cpu:generic'"
+        )
+    return Kernels(usable)
+
+
+class Kernels:
+    """The operators of loaded libraries as attributes: ``kernels.ternary_gemm``."""
+
+    def __init__(self, libraries: Sequence[Opened]) -> None:
+        """Hold open libraries; offer their operators to torch where torch is in use."""
+        self._libraries = tuple(libraries)
+        self._entries: dict[str, Entry] = {}
+        for name in dict.fromkeys(op.name for o in libraries for op in o.manifest.operators):
+            self._entries[name] = Entry(
+                [
+                    Part(o.path, o.manifest, table, _functions(o.module, table))
+                    for o in libraries
+                    for table in o.manifest.operators
+                    if table.name == name
+                ]
+            )
+        if torch_module() is not None:
+            self.register_torch()
+
+    def __getattr__(self, name: str) -> Entry:
+        """Return the entry of an operator."""
+        try:
+            return self.__dict__["_entries"][name]  # type: ignore[no-any-return]
+        except KeyError:
+            have = ", ".join(self.__dict__.get("_entries", ())) or "none"
+            raise AttributeError(
+                f"no operator {name!r} in these libraries; they have {have}"
+            ) from None
+
+    def __dir__(self) -> list[str]:
+        """List the operators too."""
+        return sorted([*super().__dir__(), *self._entries])
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """Name the operators."""
+        return tuple(self._entries)
+
+    @property
+    def manifests(self) -> dict[str, Manifest]:
+        """Return the manifest of each library by its path."""
+        return {library.path: library.manifest for library in self._libraries}
+
+    def set_num_threads(self, threads: int) -> int:
+        """Set how many threads kernels use; returns the number, at most the process's cores."""
+        return min(int(o.module["set_num_threads"](threads)) for o in self._libraries)
+
+    def register_torch(self) -> None:
+        """Make ``torch.ops.wattune.*`` call these libraries, before those registered earlier."""
+        from wattune.compiler.library.torch_ops import register
+
+        for entry in self._entries.values():
+            register(entry)
+
+    def __repr__(self) -> str:
+        """Show paths and entries."""
+        paths = ", ".join(library.path for library in self._libraries)
+        return "\n".join([f"<wattune kernels of {paths}>", *map(repr, self._entries.values())])
+
+
+def _open(path: str) -> Opened:
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise LibraryError(f"{path}: no such file; give the .so that Library.export wrote")
+    try:
+        module = tvm_ffi.load_module(str(file))
+    except Exception as error:
+        raise LibraryError(
+            f"{path} cannot be opened as a library on this machine: {_first_line(error)}"
+        ) from error
+    try:
+        text, missing = module["metadata_json"](), module["missing_features"]()
+    except AttributeError as error:
+        raise LibraryError(
+            f"{path} is not a wattune library: it has no manifest; give the .so that "
+            "Library.export wrote"
+        ) from error
+    return Opened(path, Manifest.from_json(str(text), path), module, str(missing))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def _functions(module: Any, table: OperatorTable) -> dict[str, Any]:
+    packs = dict.fromkeys(f"{table.name}_pack_{pack.argument.name}" for pack in table.packs)
+    return {name: module[name] for name in (table.name, *packs)}

@@ -1,0 +1,152 @@
+"""Custom torch operators, ``torch.ops.wattune.<operator>``: for torch.compile and export.
+
+    ternary_gemm(Tensor x, Tensor? x_scale=None, *, Tensor? weight=None, Tensor? weight_scale=None,
+                 str layout="") -> Tensor
+
+Inputs come in calling order, packed data by name: ``torch.ops.wattune.ternary_gemm(x,
+**packed.torch)``. An operator is defined once a process; the libraries loaded last are tried first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from wattune.compiler.library.binding import Part, caller_names
+from wattune.compiler.library.frameworks import dtype_name, same_shape, tidy
+from wattune.compiler.library.manifest import OperatorTable, Variant
+from wattune.compiler.library.packed import Packed
+from wattune.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from wattune.compiler.library.entry import Entry
+
+Tensors = dict[str, Any]
+
+_parts: dict[str, list[Part]] = {}
+# torch.library has no type annotations.
+_fragment: Any = torch.library.Library("wattune", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def register(entry: Entry) -> None:
+    """Make ``torch.ops.wattune.<operator>`` call this entry's libraries first."""
+    if entry.name not in _parts:
+        _define(entry.parts[0].table)
+    _parts[entry.name] = [*entry.parts, *_parts.get(entry.name, [])]
+
+
+def _packed_names(table: OperatorTable) -> tuple[str, ...]:
+    roles = {a.name: a.role for v in table.variants for a in v.arguments}
+    return tuple(n for n in table.signature if roles.get(n) == "packed")
+
+
+def schema(table: OperatorTable) -> str:
+    """Return the operator's signature in torch's notation."""
+    states = {a.name for v in table.variants for a in v.arguments if a.role == "state"}
+    first, *others = caller_names(table)
+    outputs = {a.name for v in table.variants for a in v.arguments if a.role == "output"}
+    parameters = [
+        f"Tensor(a!) {first}" if first in states else f"Tensor {first}",
+        *(f"Tensor({n}!)? {n}=None" if n in states else f"Tensor? {n}=None" for n in others),
+        "*",
+        *(f"Tensor? {name}=None" for name in _packed_names(table)),
+        'str layout=""',
+    ]
+    returned = ", ".join(["Tensor"] * len(outputs))
+    result = returned if len(outputs) == 1 else f"({returned})"
+    return f"{table.name}({', '.join(parameters)}) -> {result}"
+
+
+def _define(table: OperatorTable) -> None:
+    names = caller_names(table)
+    _fragment.define(schema(table), tags=(torch.Tag.pt2_compliant_tag,))
+
+    def compute(*inputs: Any, layout: str = "", **data: Any) -> Any:
+        tensors = _given(names, inputs, data)
+        part, variant = _find(table.name, tensors, layout)
+        results = _allocate(variant, tensors)
+        _call(part, {**tensors, **results})
+        return _returned(results)
+
+    def fake(*inputs: Any, layout: str = "", **data: Any) -> Any:
+        tensors = _given(names, inputs, data)
+        _, variant = _find(table.name, tensors, layout)
+        return _returned(_allocate(variant, tensors))
+
+    _fragment.impl(table.name, compute, "CPU")
+    torch.library.register_fake(f"wattune::{table.name}", fake, lib=_fragment)
+
+
+def _given(names: Sequence[str], inputs: Sequence[Any], data: Mapping[str, Any]) -> Tensors:
+    found = {**dict(zip(names, inputs, strict=False)), **data}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _find(operator: str, tensors: Tensors, layout: str) -> tuple[Part, Variant]:
+    """Return the variant that takes exactly these tensors."""
+    for part in _parts[operator]:
+        for variant in part.table.variants:
+            if variant.layout == layout and _takes(variant, tensors):
+                return part, variant
+    given = ", ".join(f"{n} {list(t.shape)} {dtype_name(t)}" for n, t in tensors.items())
+    raise ArgumentError(
+        f"torch.ops.wattune.{operator}: no loaded library serves {given} in layout {layout!r}; "
+        "pass **packed.torch of a Packed that such a library packed"
+    )
+
+
+def _takes(variant: Variant, tensors: Tensors) -> bool:
+    expected = {a.name: a for a in variant.arguments if a.role not in ("output", "workspace")}
+    return expected.keys() == tensors.keys() and all(
+        dtype_name(tensors[name]) == argument.dtype
+        and same_shape(tensors[name].shape, argument.shape)
+        for name, argument in expected.items()
+    )
+
+
+def _allocate(variant: Variant, tensors: Tensors) -> Tensors:
+    sizes = {
+        dim: tensors[a.name].shape[i]
+        for a in variant.arguments
+        if a.name in tensors
+        for i, dim in enumerate(a.shape)
+        if isinstance(dim, str)
+    }
+    like = next(iter(tensors.values()))
+    return {
+        a.name: like.new_empty(a.concrete(sizes), dtype=getattr(torch, a.dtype))
+        for a in variant.arguments
+        if a.role == "output"
+    }
+
+
+def _returned(results: Tensors) -> Any:
+    values = tuple(results.values())
+    return values[0] if len(values) == 1 else values
+
+
+def _call(part: Part, tensors: Tensors) -> None:
+    from wattune.compiler.library.entry import LayoutError
+
+    args = [tensors.get(name) for name in part.table.signature]
+    try:
+        part.call(*args)
+    except LayoutError:
+        inputs = caller_names(part.table)
+        copies = {name: tidy(tensors[name]) for name in inputs if name in tensors}
+        part.call(*({**tensors, **copies}.get(name) for name in part.table.signature))
+
+
+def call_in_graph(
+    operator: str, names: Sequence[str], tensors: Sequence[Any], named: Mapping[str, Any], out: Any
+) -> Any:
+    """Serve an entry's call while torch.compile traces it, through the custom operator."""
+    data = [tensor for tensor in tensors if isinstance(tensor, Packed)]
+    given = [tensor for tensor in tensors if not isinstance(tensor, Packed)]
+    inputs = {**dict(zip(names, given, strict=False)), **named}
+    packed = data[0].torch if data else {}
+    op = getattr(torch.ops.wattune, operator)
+    result = op(*(inputs.get(name) for name in names), **packed)
+    return result if out is None else out.copy_(result)
