@@ -68,7 +68,12 @@ class CostModel(ABC):
         found = state.get("cost_model") if isinstance(state, dict) else None
         if found != self.name:
             raise DatabaseError(f"cost model {path} is of kind {found!r}; expected {self.name!r}")
-        self.from_state(state)
+        try:
+            self.from_state(state)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatabaseError(
+                f"cost model {path} is damaged ({type(error).__name__}: {error}); train a new one"
+            ) from error
 
 
 def cost_model(name: str, **options: Any) -> CostModel:
