@@ -52,6 +52,11 @@ def load(path: str | PathLike[str] | Sequence[str | PathLike[str]]) -> Kernels:
     return Kernels(usable)
 
 
+def read_manifest(path: str | PathLike[str]) -> Manifest:
+    """Return what a library holds, also where this CPU cannot run its kernels."""
+    return _open(fspath(path)).manifest
+
+
 class Kernels:
     """The operators of loaded libraries as attributes: ``kernels.ternary_gemm``."""
 
