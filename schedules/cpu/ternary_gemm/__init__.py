@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from wattune.schedules.cpu.ternary_gemm.amx import AmxI2, AmxT5
 from wattune.schedules.cpu.ternary_gemm.portable import PortableI2, PortableT5
 from wattune.schedules.cpu.ternary_gemm.vnni import VnniI2, VnniT5
 from wattune.schedules.template import Template
 
-TEMPLATES: tuple[Template, ...] = (VnniT5(), VnniI2(), PortableI2(), PortableT5())
+TEMPLATES: tuple[Template, ...] = (
+    AmxT5(),
+    AmxI2(),
+    VnniT5(),
+    VnniI2(),
+    PortableI2(),
+    PortableT5(),
+)

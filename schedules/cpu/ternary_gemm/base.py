@@ -10,7 +10,6 @@ from tvm.script import tirx as T
 from wattune.ops import operator
 from wattune.ops.ternary_formats import FORMATS
 from wattune.ops.ternary_gemm import TernaryGemm
-from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.ternary_gemm.layout import VectorLayout
 from wattune.schedules.cpu.ternary_gemm.quantize import Quantizer
 from wattune.schedules.cpu.ternary_gemm.workspace import Workspace
@@ -87,12 +86,3 @@ def quantize_tokens(
     loop = T.parallel if threads > 1 and problem.tokens > 1 else T.serial
     with loop(T.cast(tensors.sizes["tokens"], "int32")) as token:
         quantizer.emit(tensors["x"], tensors.get("x_scale"), tensors["workspace"], token)
-
-
-def fields(code: Any, shifted: bool, lanes: int = vector.BYTES) -> list[Any]:
-    """Return the four 2-bit fields of each byte, in place or shifted down."""
-    if not shifted:
-        return [T.bitwise_and(code, vector.splat_u8(3 << 2 * i, lanes)) for i in range(4)]
-    mask = vector.splat_u8(3, lanes)
-    parts = [code, *(vector.shift_fields(code, 2 * i, lanes) for i in range(1, 4))]
-    return [T.bitwise_and(part, mask) for part in parts]

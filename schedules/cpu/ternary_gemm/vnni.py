@@ -20,7 +20,8 @@ from tvm.script import tirx as T
 
 from wattune.ops.ternary_gemm import TernaryGemm
 from wattune.schedules.cpu import vector
-from wattune.schedules.cpu.ternary_gemm.base import VectorTemplate, fields, quantize_tokens
+from wattune.schedules.cpu.ternary_gemm.base import VectorTemplate, quantize_tokens
+from wattune.schedules.cpu.ternary_gemm.decode import decode_i2, decode_t5
 from wattune.schedules.cpu.ternary_gemm.layout import QUAD, VECTOR, VectorLayout
 from wattune.schedules.cpu.ternary_gemm.store import Storer
 from wattune.schedules.cpu.ternary_gemm.workspace import Workspace
@@ -133,16 +134,11 @@ class VnniI2(Vnni):
 
     def decode(self, code: Any, shifted: bool) -> list[Any]:
         """Mask the four 2-bit fields."""
-        return fields(code, shifted)
+        return decode_i2(code, shifted)
 
 
 class VnniT5(Vnni):
-    """Five base-3 digits a byte (1.6 bits a weight): four by a table of 81, the fifth by range.
-
-    byte = 81 * d4 + index. Subtracting 81 or 162 too often wraps to a big number, so the index is
-    the least of (byte, byte - 81, byte - 162). What is left, 0, 81 or 162, has d4 in its top two
-    bits: the fifth digit is one more 2-bit field.
-    """
+    """Five base-3 digits a byte (1.6 bits a weight): four by a table of 81, the fifth by range."""
 
     name = "vnni_t5"
     format = "t5"
@@ -151,16 +147,7 @@ class VnniT5(Vnni):
 
     def decode(self, code: Any, shifted: bool) -> list[Any]:
         """Look four digits up; the fifth follows from the range."""
-        once = code - vector.splat_u8(81)
-        twice = code - vector.splat_u8(162)
-        index = T.min(T.min(code, once), twice)
-        entries = [sum(i // 3**d % 3 << 2 * d for d in range(4)) % 256 for i in range(128)]
-        low, high = vector.constant(entries[:64]), vector.constant(entries[64:])
-        looked = vector.lookup128(low, T.reinterpret("int8x64", index), high)
-        return [
-            *fields(T.reinterpret("uint8x64", looked), shifted),
-            *fields(code - index, shifted)[3:],
-        ]
+        return decode_t5(code, shifted)
 
 
 @dataclass(frozen=True)
