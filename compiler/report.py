@@ -6,7 +6,7 @@ from collections import Counter
 from importlib.resources import files
 from typing import Any
 
-from wattune.compiler import report_charts
+from wattune.compiler import objective, report_charts
 from wattune.compiler.report_data import PREDICTED, ProblemReport, Report
 from wattune.errors import MissingDependencyError
 
@@ -80,7 +80,7 @@ def _front(report: Report) -> str | None:
         return None
     return report_charts.front(
         {str(part.problem): _points(part.with_energy) for part in parts},
-        {str(part.problem): _points(part.front()) for part in parts},
+        {str(part.problem): _points(objective.front(part.with_energy)) for part in parts},
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from wattune.compiler.search.standings import SESSION
 from wattune.errors import DatabaseError
 from wattune.ops import Problem, operator
 from wattune.schedules.candidate import FAILURE_KINDS, Record
@@ -33,23 +35,32 @@ class ProblemReport:
     failures: tuple[Record, ...]
     share: Share = Share()
 
-    @property
-    def default(self) -> Record:
-        """Return the first valid record: a tune measures the default schedule first."""
-        return self.records[0]
+    @cached_property
+    def confirmed(self) -> list[Record]:
+        """Return the records of the newest session of interleaved re-measurement."""
+        session = max((r.facts.get(SESSION, 0.0) for r in self.records), default=0.0)
+        return [r for r in self.records if session and r.facts.get(SESSION) == session]
 
-    @property
+    @cached_property
+    def default(self) -> Record:
+        """Return the default schedule's record: a tune measures it first, and confirms it."""
+        first = self.records[0]
+        again = (r for r in self.confirmed if r.candidate.schedule == first.candidate.schedule)
+        return next(again, first)
+
+    @cached_property
     def best(self) -> Record:
-        """Return the record of the least latency."""
-        return min(self.records, key=lambda record: record.latency)
+        """Return the record of the least latency, among confirmed ones where there are any."""
+        return min(self.confirmed or self.records, key=lambda record: record.latency)
 
     @property
     def speeds(self) -> list[float]:
-        """Return the best speed after each trial, over the default's."""
+        """Return the best speed after each trial, over the first one's."""
+        trials = [record for record in self.records if SESSION not in record.facts]
         best, found = float("inf"), []
-        for record in self.records:
+        for record in trials:
             best = min(best, record.latency)
-            found.append(self.default.latency / best)
+            found.append(trials[0].latency / best)
         return found
 
     @property
@@ -61,14 +72,6 @@ class ProblemReport:
     def with_energy(self) -> list[Record]:
         """Return the records with measured energy."""
         return [record for record in self.records if record.joules is not None]
-
-    def front(self) -> list[Record]:
-        """Return the records that no other beats in latency and in energy."""
-        found: list[Record] = []
-        for record in sorted(self.with_energy, key=lambda r: (r.latency, r.joules)):
-            if not found or (record.joules or 0) < (found[-1].joules or 0):
-                found.append(record)
-        return found
 
     @property
     def gops(self) -> float:

@@ -12,15 +12,20 @@ from wattune.compiler.bench.implementations import implementations
 from wattune.compiler.bench.process import BenchProcess
 from wattune.compiler.bench.rows import Ceiling, Row, make_row
 from wattune.compiler.measure.affinity import divide, usable_cpus
+from wattune.compiler.measure.pool import cold_footprint
 from wattune.errors import MeasureError
-from wattune.ops import Problem
+from wattune.ops import Problem, operator_names
+from wattune.schedules.target import Target
 
-Progress = Callable[[str], None]
+Progress = Callable[[int, str], None]
+
+# The share of memory that the rotations of all implementations of a problem may take together.
+MEMORY_SHARE = 0.6
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a benchmark measures: ``seconds`` per round, ``footprint`` of the rotation in bytes."""
+    """How a benchmark measures: ``seconds`` per round, bytes of the rotation (0 in hot mode)."""
 
     threads: int
     mode: str = "cold"
@@ -46,7 +51,7 @@ def measure_problem(
     settings: Settings,
     ceiling: Callable[[int], Ceiling],
     notes: list[str],
-    progress: Progress = lambda text: None,
+    progress: Progress = lambda done, text: None,
 ) -> list[Row]:
     """Measure every implementation of one problem; absent ones leave a note.
 
@@ -55,13 +60,14 @@ def measure_problem(
     with ExitStack() as stack:
         entries = _start(problem, library, settings, notes, stack)
         for number in range(settings.rounds):
-            progress(f"{problem}: round {number + 1} of {settings.rounds}")
+            progress(number, str(problem))
             for entry in list(entries.values()):
                 try:
                     entry.runs += entry.process.round(settings.seconds)
                 except MeasureError as error:
                     notes.append(f"{problem}: {error}")
                     entries = {n: e for n, e in entries.items() if e is not entry}
+        progress(settings.rounds, str(problem))
     return [
         make_row(
             problem,
@@ -70,10 +76,21 @@ def measure_problem(
             settings.mode,
             entry.moved,
             entry.runs,
-            ceiling(entry.copies * entry.moved),
+            ceiling(settings.footprint or entry.moved),
         )
         for name, entry in entries.items()
     ]
+
+
+def footprint(target: Target, mode: str) -> int:
+    """Return the bytes that each implementation rotates over: those of a tune's measurements.
+
+    Less where the memory cannot hold that many rotations at once.
+    """
+    if mode != "cold":
+        return 0
+    count = max(len(implementations(name)) for name in operator_names())
+    return min(cold_footprint(target.l3, target.memory), int(MEMORY_SHARE * target.memory) // count)
 
 
 def _start(
@@ -103,7 +120,7 @@ def _spec(
         "implementation": name,
         "problem": problem.to_json(),
         "threads": settings.threads,
-        "footprint": settings.footprint if settings.mode == "cold" else 0,
+        "footprint": settings.footprint,
         "library": str(library or ""),
         "seed": settings.seed,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -9,6 +10,7 @@ import pytest
 
 from wattune.compiler.report import render
 from wattune.compiler.report_data import PREDICTED, Share, collect
+from wattune.compiler.search.standings import marked
 from wattune.errors import DatabaseError
 from wattune.ops import Problem, TernaryGemm
 from wattune.schedules.candidate import (
@@ -121,15 +123,23 @@ def test_the_page_stands_alone_and_escapes() -> None:
     assert labels == ["Tuning curves", "Predicted against measured latency"]
 
 
-def test_the_front_has_only_what_nothing_beats() -> None:
+def test_energy_makes_a_front() -> None:
     points = [(4e-6, 4e-3), (2e-6, 6e-3), (3e-6, 7e-3), (5e-6, 1e-3)]
     records = [record(ONE, i, seconds, joules) for i, (seconds, joules) in enumerate(points)]
-    report = collect(records)
-    front = [(r.latency, r.joules) for r in report.problems[0].front()]
-    assert front == [(2e-6, 6e-3), (4e-6, 4e-3), (5e-6, 1e-3)]
-    page = render(report)
+    page = render(collect(records))
     assert "Energy against latency" in page
     assert "measured by rapl" in page
+
+
+def test_confirmed_records_decide() -> None:
+    first, lucky, steady = (record(ONE, i, s) for i, s in ((1, 4e-6), (2, 1e-6), (3, 3e-6)))
+    again = [
+        marked(dataclasses.replace(r, measurement=Measurement((s,))), 9.0)
+        for r, s in ((first, 5e-6), (steady, 2e-6))
+    ]
+    (part,) = collect([first, lucky, steady, *again]).problems
+    assert (part.default.latency, part.best.latency) == (5e-6, 2e-6)
+    assert part.speeds == [1.0, 4.0, 4.0], "confirmations are no trials"
 
 
 def test_nothing_measured_is_an_error() -> None:
