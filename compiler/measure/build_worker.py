@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from pathlib import Path
 
 from wattune.compiler.build import (
@@ -33,6 +34,8 @@ def _prepare(setup: Message) -> Handler:
     os.nice(NICENESS)
     keep_torch_out()
     prepare_tvm()
+    # libtvm_ffi prints a trace of a crash, from inside the crash: it may hang there.
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
     for module in setup["template_modules"]:
         register_module(setup["kind"], module)
     folder = Path(setup["folder"])

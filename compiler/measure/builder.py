@@ -51,6 +51,7 @@ class BuildPool:
         setup: Message = {
             "cpus": list(cpus),
             "folder": str(folder),
+            "temporary": str(folder),
             "kind": kind,
             "template_modules": list(template_modules),
         }

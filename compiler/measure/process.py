@@ -14,6 +14,7 @@ import os
 import queue
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,7 +198,8 @@ def wait(workers: Sequence[WorkerProcess]) -> None:
 def serve(prepare: Callable[[Message], Handler]) -> None:
     """Run a worker: set up with the first message, then answer requests one by one.
 
-    Whatever a handler raises becomes an answer with ``error``.
+    Whatever a handler raises becomes an answer with ``error``. The folder that the set-up message
+    names as ``temporary`` is deleted where the parent ends without doing so.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Native code may print: answers get a descriptor of their own.
@@ -206,7 +208,8 @@ def serve(prepare: Callable[[Message], Handler]) -> None:
     setup: Message = json.loads(sys.stdin.buffer.readline() or sys.exit(0))
     handler = prepare(setup)
     requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    temporary = setup.get("temporary")
+    threading.Thread(target=_read, args=(requests, temporary), daemon=True).start()
     answers.write(b'{"ready": true}\n')
     while True:
         request = requests.get()
@@ -217,8 +220,10 @@ def serve(prepare: Callable[[Message], Handler]) -> None:
         answers.write(json.dumps(answer).encode() + b"\n")
 
 
-def _read(requests: queue.SimpleQueue[Message]) -> None:
+def _read(requests: queue.SimpleQueue[Message], temporary: str | None) -> None:
     """Queue requests; the end of the input is the end of the parent, and so of this process."""
     for line in sys.stdin.buffer:
         requests.put(json.loads(line))
+    if temporary:
+        shutil.rmtree(temporary, ignore_errors=True)
     os._exit(0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wattune.compiler.measure.amx import allow_amx
 from wattune.compiler.measure.cases import Binder, Bound, as_bytes
 from wattune.compiler.measure.ffi import Library, runtime
 from wattune.compiler.measure.memory import huge_pages_available
@@ -26,9 +28,6 @@ from wattune.errors import MeasureError
 from wattune.ops import Argument, operator, problem_from_json
 
 ENERGY_SECONDS = 0.5
-_ARCH_PRCTL = 158
-_ARCH_REQ_XCOMP_PERM = 0x1023
-_XFEATURE_XTILEDATA = 18
 
 
 def start() -> None:
@@ -40,9 +39,10 @@ def _prepare(setup: Message) -> Handler:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, setup["cpus"])
     if setup["amx"]:
-        # Once per process, before OpenMP starts threads.
-        ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)
+        allow_amx()
     runtime()
+    # libtvm_ffi prints a trace of a crash, from inside the crash: it may hang there.
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
     if setup["threads"] > 1:
         # Kept for good: candidates come and go, and a second copy would find its threads' cores
         # already bound to the first one's places.

@@ -1,0 +1,285 @@
+/* What this machine can do at most: read bandwidth and throughput of the units kernels live on.
+ *
+ * Compiled for the features of the host. A function for a unit that the build lacks returns 0.
+ * Vectors are GCC's generic ones where an instruction need not be named: they compile everywhere.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <time.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define PAUSE() _mm_pause()
+#else
+#define PAUSE() ((void)0)
+#endif
+
+enum { LINE = 64, BLOCK = 512, AHEAD = 4096, MOST_SAMPLES = 4096, UNITS_PER_CALL = 20000 };
+
+typedef int64_t Line __attribute__((vector_size(LINE), aligned(LINE)));
+typedef float Floats __attribute__((vector_size(LINE), aligned(LINE)));
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Keeps the compiler from dropping a loop whose result nobody uses. */
+static volatile int64_t sink;
+
+/* ---- Units: each runs `count` rounds and returns the operations of one round. ---- */
+
+/* 16 chains hide the latency of 4 to 5 cycles of two units. */
+#define TWELVE(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define CHAINS(X) TWELVE(X) X(12) X(13) X(14) X(15)
+
+static double dot512(int64_t count) {
+#ifdef __AVX512VNNI__
+  __m512i u = _mm512_set1_epi8(1);
+#define START(i) __m512i a##i = _mm512_setzero_si512();
+#define STEP(i) __asm__ volatile("vpdpbusd %1, %1, %0" : "+v"(a##i) : "v"(u));
+#define SUM(i) sink += _mm512_reduce_add_epi32(a##i);
+  CHAINS(START)
+  for (int64_t i = 0; i < count; ++i) { CHAINS(STEP) }
+  CHAINS(SUM)
+#undef START
+#undef STEP
+#undef SUM
+  return 16 * 64 * 2;
+#else
+  (void)count;
+  return 0;
+#endif
+}
+
+static double dot256(int64_t count) {
+#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
+#ifdef __AVXVNNI__
+#define DOT "%{vex%} vpdpbusd %1, %1, %0"
+#else
+#define DOT "vpdpbusd %1, %1, %0"
+#endif
+  __m256i u = _mm256_set1_epi8(1);
+  /* With VEX there are 16 registers. */
+#define START(i) __m256i a##i = _mm256_setzero_si256();
+#define STEP(i) __asm__ volatile(DOT : "+x"(a##i) : "x"(u));
+#define SUM(i) sink += _mm256_extract_epi32(a##i, 0);
+  TWELVE(START)
+  for (int64_t i = 0; i < count; ++i) { TWELVE(STEP) }
+  TWELVE(SUM)
+#undef START
+#undef STEP
+#undef SUM
+  return 12 * 32 * 2;
+#else
+  (void)count;
+  return 0;
+#endif
+}
+
+static double multiply_add(int64_t count) {
+#define START(i) Floats a##i = {0};
+#define SUM(i) sink += (int64_t)a##i[0];
+#ifdef __AVX512F__
+#define STEP(i) __asm__ volatile("vfmadd231ps %1, %1, %0" : "+v"(a##i) : "v"(u));
+  Floats u = {0};
+#else
+#define STEP(i) a##i = a##i * u + v;
+  Floats u = {0}, v = {0};
+  __asm__ volatile("" : "+m"(u), "+m"(v));
+#endif
+  CHAINS(START)
+  for (int64_t i = 0; i < count; ++i) { CHAINS(STEP) }
+  CHAINS(SUM)
+#undef START
+#undef STEP
+#undef SUM
+  return 16 * 16 * 2;
+}
+
+static double tile(int64_t count) {
+#if defined(__AMX_TILE__) && defined(__AMX_INT8__)
+  struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+  } shape = {.palette = 1};
+  static const uint8_t zeros[1024] __attribute__((aligned(LINE)));
+  for (int i = 0; i < 8; ++i) shape.row_bytes[i] = 64, shape.rows[i] = 16;
+  /* Not _tile_loadconfig: gcc 12 tells the optimiser that it reads 8 bytes, and the rest is lost. */
+  __asm__ volatile("ldtilecfg %0" : : "m"(shape));
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, zeros, 64);
+  _tile_loadd(5, zeros, 64);
+  _tile_loadd(6, zeros, 64);
+  _tile_loadd(7, zeros, 64);
+  for (int64_t i = 0; i < count; ++i) {
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 4, 7);
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
+  }
+  _tile_release();
+  return 4.0 * 16 * 16 * 64 * 2;
+#else
+  (void)count;
+  return 0;
+#endif
+}
+
+/* ---- Reading ---- */
+
+static __attribute__((noinline)) void read_plain(const char *data, int64_t bytes) {
+  Line a = {0}, b = {0}, c = {0}, d = {0};
+  for (int64_t i = 0; i + BLOCK <= bytes; i += BLOCK) {
+    const Line *line = (const Line *)(data + i);
+    a |= line[0], b |= line[1], c |= line[2], d |= line[3];
+    a |= line[4], b |= line[5], c |= line[6], d |= line[7];
+  }
+  a |= b | c | d;
+  sink = a[0] ^ a[7];
+}
+
+static __attribute__((noinline)) void read_prefetching(const char *data, int64_t bytes) {
+  Line a = {0}, b = {0}, c = {0}, d = {0};
+  for (int64_t i = 0; i + BLOCK <= bytes; i += BLOCK) {
+    const Line *line = (const Line *)(data + i);
+    for (int j = 0; j < BLOCK; j += LINE) __builtin_prefetch(data + i + AHEAD + j, 0, 3);
+    a |= line[0], b |= line[1], c |= line[2], d |= line[3];
+    a |= line[4], b |= line[5], c |= line[6], d |= line[7];
+  }
+  a |= b | c | d;
+  sink = a[0] ^ a[7];
+}
+
+/* Two streams: more pages, and so more of the hardware's prefetchers, at work at once. */
+static __attribute__((noinline)) void read_two_streams(const char *data, int64_t bytes) {
+  Line a = {0}, b = {0}, c = {0}, d = {0};
+  int64_t half = bytes / 2 / LINE * LINE;
+  for (int64_t i = 0; i + BLOCK / 2 <= half; i += BLOCK / 2) {
+    const char *second = data + half + i;
+    const Line *x = (const Line *)(data + i), *y = (const Line *)second;
+    for (int j = 0; j < BLOCK / 2; j += LINE) {
+      __builtin_prefetch(data + i + AHEAD / 2 + j, 0, 3);
+      __builtin_prefetch(second + AHEAD / 2 + j, 0, 3);
+    }
+    a |= x[0], b |= x[1], c |= x[2], d |= x[3];
+    a |= y[0], b |= y[1], c |= y[2], d |= y[3];
+  }
+  a |= b | c | d;
+  sink = a[0] ^ a[7];
+}
+
+/* ---- Threads: all start a sample together, and it ends with the last one. ---- */
+
+typedef struct {
+  atomic_int arrived, round;
+  int threads;
+} Barrier;
+
+static void meet(Barrier *barrier) {
+  int round = atomic_load(&barrier->round);
+  if (atomic_fetch_add(&barrier->arrived, 1) + 1 == barrier->threads) {
+    atomic_store(&barrier->arrived, 0);
+    atomic_fetch_add(&barrier->round, 1);
+  } else {
+    while (atomic_load(&barrier->round) == round) PAUSE();
+  }
+}
+
+typedef struct {
+  Barrier barrier;
+  double (*unit)(int64_t); /* or 0: read */
+  void (*read)(const char *, int64_t);
+  const char *data;
+  int64_t bytes, passes, samples;
+  double budget, work;
+  double *seconds;
+} Job;
+
+typedef struct {
+  Job *job;
+  int index, cpu;
+} Member;
+
+static void *run(void *argument) {
+  Member *member = argument;
+  Job *job = member->job;
+  cpu_set_t cpus;
+  CPU_ZERO(&cpus);
+  CPU_SET(member->cpu, &cpus);
+  pthread_setaffinity_np(pthread_self(), sizeof cpus, &cpus);
+  int64_t part = job->bytes / job->barrier.threads / BLOCK * BLOCK;
+  const char *data = job->data + part * member->index;
+  double end = now() + job->budget;
+  for (;;) {
+    meet(&job->barrier);
+    double start = now(), work = 0;
+    for (int64_t i = 0; i < job->passes; ++i) {
+      if (job->unit) {
+        work += job->unit(UNITS_PER_CALL) * UNITS_PER_CALL;
+      } else {
+        job->read(data, part);
+        work += (double)part;
+      }
+    }
+    meet(&job->barrier);
+    if (member->index == 0) {
+      double stop = now();
+      job->seconds[job->samples++] = stop - start;
+      job->work = work * job->barrier.threads;
+      if (stop > end || job->samples == MOST_SAMPLES) job->passes = 0;
+    }
+    meet(&job->barrier);
+    if (job->passes == 0) return 0;
+  }
+}
+
+static int ascending(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+/* Runs a job on these processors; returns work per second of the median sample. */
+static double rate(Job *job, int threads, const int32_t *cpus) {
+  pthread_t handles[threads];
+  Member members[threads];
+  double seconds[MOST_SAMPLES];
+  job->barrier.threads = threads;
+  job->seconds = seconds;
+  for (int i = 0; i < threads; ++i) {
+    members[i] = (Member){job, i, cpus[i]};
+    if (pthread_create(&handles[i], 0, run, &members[i])) abort();
+  }
+  for (int i = 0; i < threads; ++i) pthread_join(handles[i], 0);
+  /* The first samples find caches cold and the clock low. */
+  int64_t dropped = job->samples / 4;
+  qsort(seconds + dropped, job->samples - dropped, sizeof *seconds, ascending);
+  return job->work / seconds[dropped + (job->samples - dropped) / 2];
+}
+
+/* Returns bytes per second of reading `bytes` again and again, each thread its own part.
+ *
+ * `way`: 0 plain, 1 prefetching, 2 two streams. */
+double wattune_read(const char *data, int64_t bytes, int way, int threads, const int32_t *cpus,
+                    double budget) {
+  void (*const ways[])(const char *, int64_t) = {read_plain, read_prefetching, read_two_streams};
+  Job job = {.data = data, .bytes = bytes, .budget = budget, .read = ways[way]};
+  /* Samples long enough that the barrier does not count. */
+  job.passes = 1 + (4 << 20) * (int64_t)threads / bytes;
+  return rate(&job, threads, cpus);
+}
+
+/* Returns operations per second of a unit: 0 dot512, 1 dot256, 2 multiply_add, 3 tile. */
+double wattune_unit(int unit, int threads, const int32_t *cpus, double budget) {
+  double (*const units[])(int64_t) = {dot512, dot256, multiply_add, tile};
+  Job job = {.unit = units[unit], .budget = budget, .passes = 1};
+  return rate(&job, threads, cpus);
+}
