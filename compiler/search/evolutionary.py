@@ -32,9 +32,9 @@ from wattune.schedules.candidate import Candidate, Schedule
 Floats = NDArray[np.float64]
 
 # Children of a generation, random candidates among the predicted ones, generations.
-CHILDREN = 96
-RANDOM = 32
-GENERATIONS = 2
+CHILDREN = 128
+RANDOM = 64
+GENERATIONS = 3
 # Candidates whose whole neighbourhood is predicted.
 INCUMBENTS = 2
 # Predicted but not measured candidates that live on to the next round.

@@ -17,6 +17,11 @@ class Exhaustive(Strategy):
     name = "exhaustive"
     _walk: Iterator[Candidate] | None = None
 
+    def release(self) -> None:
+        """Walk again from the start: what was skipped may not have been measured."""
+        super().release()
+        self._walk = None
+
     def propose(self, count: int, rng: np.random.Generator) -> list[Candidate]:
         """Return the next candidates."""
         # One walk for the whole search: what it passed was proposed or known by then.

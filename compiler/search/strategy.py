@@ -75,6 +75,10 @@ class Strategy(ABC):
                 self.records[record.candidate.schedule] = record
                 self._pending.discard(record.candidate.schedule)
 
+    def release(self) -> None:
+        """Forget what was proposed but not measured: it may be proposed again."""
+        self._pending.clear()
+
     def state(self) -> dict[str, Any]:
         """Return what the records do not say, as plain data."""
         return {}

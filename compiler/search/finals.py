@@ -1,0 +1,99 @@
+"""The end of a tune: the best candidates of each problem and its default are measured in turn.
+
+The best of many noisy single measurements looks better than it is. So the default and the best few
+of every problem, and the best of each layout that its group may choose, are measured again,
+alternately. What wins here is selected, and since the default takes part, nothing slower can win.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from wattune.compiler.measure.runner import Runner
+from wattune.compiler.search.session import Session, search_records
+from wattune.compiler.search.standings import Standing, marked, scored, standings
+from wattune.compiler.search.stopping import Phase
+from wattune.compiler.search.task import Task
+from wattune.ops import Problem
+from wattune.schedules.candidate import Candidate, Record
+from wattune.schedules.template import Layout
+
+# Candidates besides the default, and how often each is measured.
+FINALISTS = 3
+ROUNDS = 5
+# Building a finalist again and measuring it `ROUNDS` times, over the time of one trial.
+_COST = 2.0
+
+
+def confirm(session: Session, phase: Phase, layouts: Mapping[Problem, Sequence[Layout]]) -> None:
+    """Re-measure the finalists of every problem that has new records.
+
+    ``layouts`` are those that a problem's group may choose. When time is short there are fewer
+    finalists, but always the default and the best.
+    """
+    waiting = [task for task in session.tasks if _has_news(session.history[task.problem])]
+    # Where time runs out it should be the least important problem that suffers.
+    waiting.sort(key=lambda task: -_importance(session, task))
+    for done, task in enumerate(waiting):
+        seconds = session.budget.time_left(phase.time) / (len(waiting) - done)
+        most = max(1, min(FINALISTS, int(seconds / _COST / session.seconds_per_candidate()) - 1))
+        finalists = choose_finalists(session, task, most, layouts.get(task.problem, ()))
+        if len(finalists) > 1:
+            started = time.time()
+            for record in interleaved(session.runner, finalists):
+                session.keep(marked(record, started))
+
+
+def choose_finalists(
+    session: Session, task: Task, most: int, layouts: Sequence[Layout]
+) -> list[Candidate]:
+    """Return the default, the best ``most`` candidates and the best in each of the layouts."""
+    known = standings(session.history[task.problem])
+    ranked = [standing for _, standing in scored(known, session.settings.objective)]
+    failed = {record.candidate for record in session.history[task.problem] if not record.valid}
+    # When time ran out before the default was measured, this is where it is.
+    defaults = [candidate for candidate in task.defaults()[:1] if candidate not in failed]
+    best = [standing.candidate for standing in ranked[:most]]
+    inside = [found.candidate for lay in layouts if (found := _first(ranked, lay)) is not None]
+    return list(dict.fromkeys([*defaults, *best, *inside]))
+
+
+def interleaved(runner: Runner, candidates: Sequence[Candidate]) -> list[Record]:
+    """Measure candidates in turn: by the runner's own way to do it, or by repeated runs."""
+    if own := getattr(runner, "interleaved", None):
+        records: list[Record] = own(candidates, rounds=ROUNDS)
+        return records
+    found: dict[Candidate, list[Record]] = {candidate: [] for candidate in candidates}
+    for turn in range(ROUNDS):
+        for record in runner.run(candidates if turn % 2 == 0 else candidates[::-1]):
+            found[record.candidate].append(record)
+    return [_merged(records) for records in found.values()]
+
+
+def _merged(records: Sequence[Record]) -> Record:
+    """Return one record with all runs, or the first failure."""
+    measurements = []
+    for record in records:
+        if record.measurement is None:
+            return record
+        measurements.append(record.measurement)
+    runs = tuple(seconds for one in measurements for seconds in one.seconds)
+    return replace(records[-1], measurement=replace(measurements[-1], seconds=runs))
+
+
+def _first(ranked: Sequence[Standing], layout: Layout) -> Standing | None:
+    return next((standing for standing in ranked if standing.layout == layout), None)
+
+
+def _has_news(records: Sequence[Record]) -> bool:
+    """Say whether something was measured since the last confirmation."""
+    trials = [record.provenance.created for record in search_records(records)]
+    sessions = [standing.session for standing in standings(records)]
+    return bool(trials) and max(trials) > max(sessions, default=0.0)
+
+
+def _importance(session: Session, task: Task) -> float:
+    best = session.best(task.problem)
+    return task.weight * task.multiplicity * (best.latency if best else 0.0)

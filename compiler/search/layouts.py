@@ -1,0 +1,107 @@
+"""Layouts of groups: see that every member has been measured in each layout worth choosing.
+
+The main search tunes members one by one, and each finds its own favourite layout. A group has to
+agree on one, so the few layouts that look best for all are tried by the members that lack them:
+their default within the layout, then a handful of trials there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from wattune.compiler.search.groups import Group, common_layouts, restricted
+from wattune.compiler.search.session import Session
+from wattune.compiler.search.standings import best_by_layout, standings
+from wattune.compiler.search.stopping import Phase
+from wattune.compiler.search.task import Task
+from wattune.ops import Problem
+from wattune.schedules.template import Layout
+
+# Layouts that a group's members are all measured in, and trials of each member in each of them.
+SHORTLIST = 3
+HANDFUL = 6
+# Members without weight are asked as well, but can only decide between near equals.
+LEAST_WEIGHT = 0.01
+
+Boards = Mapping[Problem, Mapping[Layout, float]]
+
+
+def shortlist(session: Session, group: Group, weights: Mapping[Problem, float]) -> list[Layout]:
+    """Return the layouts with the least sum of weight * t / t_best, the best first.
+
+    Where a member was not measured in a layout, the model's prediction for its default there
+    stands in, and without a model the hope that nothing is lost.
+    """
+    boards = _boards(session, group)
+    target = session.tasks[0].target
+    seen = {layout for board in boards.values() for layout in board}
+    costs: dict[Layout, float] = {}
+    for layout in (layout for layout in common_layouts(group, target) if layout in seen):
+        ratios = {p: _ratio(session, _task(session, p), boards[p], layout) for p in group.members}
+        costs[layout] = sum(max(weights[p], LEAST_WEIGHT) * value for p, value in ratios.items())
+    return sorted(costs, key=lambda layout: costs[layout])[:SHORTLIST]
+
+
+def try_layouts(
+    session: Session, phase: Phase, group: Group, weights: Mapping[Problem, float]
+) -> list[Layout]:
+    """Measure what is missing in the shortlisted layouts, and return these."""
+    found = shortlist(session, group, weights)
+    pairs = [
+        inside
+        for layout in found
+        for problem in sorted(group.members, key=lambda p: -weights[p])
+        if (inside := restricted(_task(session, problem), layout)) is not None
+    ]
+    # All defaults before any handful: a layout is comparable once every member has one figure.
+    for wanted in (1, HANDFUL):
+        for task in pairs:
+            missing = wanted - _measured_in(session, task)
+            if missing > 0 and not phase.over(session.budget):
+                session.round(phase, task, missing)
+    return found
+
+
+def _boards(session: Session, group: Group) -> dict[Problem, dict[Layout, float]]:
+    objective = session.settings.objective
+    return {
+        p: {
+            layout: score
+            for layout, (score, _) in best_by_layout(
+                standings(session.history[p]), objective
+            ).items()
+        }
+        for p in group.members
+    }
+
+
+def _ratio(session: Session, task: Task, board: Mapping[Layout, float], layout: Layout) -> float:
+    if not board:
+        return 1.0
+    least = min(board.values())
+    if layout in board:
+        return board[layout] / least
+    inside, best = restricted(task, layout), session.best(task.problem)
+    if session.model is None or best is None or inside is None:
+        return 1.0
+    predicted = session.model.predict([best.candidate, inside.defaults()[0]]).latency
+    return max(1.0, float(predicted[1] / predicted[0]))
+
+
+def _task(session: Session, problem: Problem) -> Task:
+    return next(task for task in session.tasks if task.problem == problem)
+
+
+def _measured_in(session: Session, task: Task) -> int:
+    """Count the trials of a problem within the task's layout; its default there must be one."""
+    schedules = {
+        record.candidate.schedule
+        for record in session.history[task.problem]
+        if task.contains(record.candidate)
+    }
+    return len(schedules) if task.defaults()[0].schedule in schedules else 0
+
+
+def contested(shortlists: Sequence[tuple[Group, Sequence[Layout]]]) -> dict[Problem, list[Layout]]:
+    """Return for every problem the layouts that its group may choose."""
+    return {p: list(layouts) for group, layouts in shortlists for p in group.members}

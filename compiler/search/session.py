@@ -1,0 +1,210 @@
+"""A running tune: measures batches, and keeps records, model and strategies in step.
+
+Every record is committed as it arrives; the model's and the strategies' states after each round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from wattune.compiler.database import Database
+from wattune.compiler.measure.runner import Runner
+from wattune.compiler.objective import Objective, choose
+from wattune.compiler.report_data import PREDICTED
+from wattune.compiler.search.events import (
+    BestImproved,
+    PhaseStarted,
+    Progress,
+    RecordArrived,
+    RoundStarted,
+)
+from wattune.compiler.search.standings import eligible, is_confirmation
+from wattune.compiler.search.stopping import Budget, Phase
+from wattune.compiler.search.strategy import Strategy, strategy
+from wattune.compiler.search.task import Task
+from wattune.cost_models.base import CostModel
+from wattune.errors import WattuneError
+from wattune.ops import Problem
+from wattune.schedules.candidate import Candidate, Record
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What stays the same during a tune, and what its records are found by."""
+
+    strategy: str
+    objective: Objective
+    mode: str
+    fingerprint: str
+    seed: int = 0
+
+
+@dataclass
+class Session:
+    """One tune; ``history`` holds the eligible records of each problem, resumed ones included."""
+
+    tasks: Sequence[Task]
+    settings: Settings
+    database: Database
+    runner: Runner
+    budget: Budget
+    progress: Progress
+    model: CostModel | None = None
+    history: dict[Problem, list[Record]] = field(default_factory=dict)
+    resumed: dict[Problem, int] = field(default_factory=dict)
+    measured: int = 0
+    measuring_seconds: float = 0.0
+    _strategies: dict[Task, Strategy] = field(default_factory=dict)
+    _best: dict[Problem, Record] = field(default_factory=dict)
+
+    def resume(self) -> None:
+        """Take over what the database knows: records, model, and by them the trials used."""
+        self._resume_model()
+        for task in self.tasks:
+            known = self.database.records(
+                task.problem, task.target, self.settings.fingerprint, self.settings.mode
+            )
+            mine = [record for record in known if eligible(record)]
+            self.history[task.problem] = mine
+            if (best := choose(mine, self.settings.objective)) is not None:
+                self._best[task.problem] = best
+            self.resumed[task.problem] = self.trials(task.problem)
+        self.budget.used = sum(self.resumed.values())
+
+    def _resume_model(self) -> None:
+        if self.model is None:
+            return
+        state = self.database.get_state(self._state_name("model"))
+        try:
+            if state is not None:
+                self.model.from_state(state)
+        except (WattuneError, KeyError, TypeError, ValueError):
+            # Of another version or kind: the records, which are all there, make a new one.
+            pass
+        for operator in {task.problem.operator for task in self.tasks}:
+            # Also of other problems and of older template sources: the model learns from all.
+            self.model.update(
+                self.database.records(
+                    fingerprint=self.settings.fingerprint,
+                    mode=self.settings.mode,
+                    operator=operator,
+                )
+            )
+
+    def trials(self, problem: Problem) -> int:
+        """Count the distinct candidates of a problem that have a record."""
+        return len({record.candidate.schedule for record in self.history[problem]})
+
+    def strategy(self, task: Task) -> Strategy:
+        """Return the strategy of a task, told what is known of it."""
+        found = self._strategies.get(task)
+        if found is None:
+            wanted = self.settings
+            found = strategy(wanted.strategy, task, self.model, wanted.seed, wanted.objective)
+            state = self.database.get_state(self._state_name("strategy", task))
+            if state is not None:
+                found.restore(state)
+            found.tell(self.history[task.problem])
+            self._strategies[task] = found
+        return found
+
+    def start(self, phase: Phase) -> None:
+        """Tell that a phase begins."""
+        self.progress(PhaseStarted(phase.name))
+
+    def round(self, phase: Phase, task: Task, count: int) -> list[Record]:
+        """Ask a task's strategy for a batch within the budget and measure it."""
+        batch = self.strategy(task).ask(min(count, self.budget.left(phase.trials)))
+        return self.measure(phase, task, batch)
+
+    def measure(self, phase: Phase, task: Task, batch: Sequence[Candidate]) -> list[Record]:
+        """Measure candidates that have no record yet; stops early when the phase's time is up."""
+        if not batch:
+            return []
+        self.progress(RoundStarted(phase.name, task.problem, len(batch)))
+        predicted = self._predictions(batch)
+        started, records = time.monotonic(), []
+        stream = self.runner.run(batch)
+        try:
+            for arrived in stream:
+                record = _with_prediction(arrived, predicted.get(arrived.candidate))
+                self.keep(record)
+                records.append(record)
+                self._count(phase, record)
+                if phase.late(self.budget):
+                    break
+        finally:
+            # A generator that is left early cancels its builds when it is closed.
+            if close := getattr(stream, "close", None):
+                close()
+            self.measured += len(records)
+            self.measuring_seconds += time.monotonic() - started
+            self._learn(task, records)
+        return records
+
+    def keep(self, record: Record) -> None:
+        """Commit a record, then remember it."""
+        self.database.add(record)
+        self.history[record.candidate.problem].append(record)
+
+    def best(self, problem: Problem) -> Record | None:
+        """Return the best single measurement of a problem so far."""
+        return self._best.get(problem)
+
+    def seconds_per_candidate(self) -> float:
+        """Return the mean time to build and measure a candidate; 1 before the first."""
+        return self.measuring_seconds / self.measured if self.measured else 1.0
+
+    def _count(self, phase: Phase, record: Record) -> None:
+        self.budget.used += 1
+        problem = record.candidate.problem
+        previous = self._best.get(problem)
+        rivals = [record] if previous is None else [previous, record]
+        best = choose(rivals, self.settings.objective)
+        if best is not None:
+            self._best[problem] = best
+        total = self.budget.trials
+        self.progress(RecordArrived(phase.name, record, self.budget.used, total, best))
+        if best is record:
+            self.progress(BestImproved(record, previous))
+
+    def _predictions(self, batch: Sequence[Candidate]) -> Mapping[Candidate, float]:
+        """Return what the model expects before it sees the measurements, in seconds."""
+        if self.model is None:
+            return {}
+        latency = self.model.predict(batch).latency
+        return {candidate: float(value) for candidate, value in zip(batch, latency, strict=True)}
+
+    def _learn(self, task: Task, records: Sequence[Record]) -> None:
+        """Tell model and strategy, and keep what they know."""
+        asked = self.strategy(task)
+        asked.tell(records)
+        asked.release()
+        self.database.set_state(self._state_name("strategy", task), asked.state())
+        if self.model is not None and records:
+            self.model.update(records)
+            self.database.set_state(self._state_name("model"), self.model.to_state())
+
+    def _state_name(self, kind: str, task: Task | None = None) -> str:
+        wanted = self.settings
+        parts: list[Any] = [kind, wanted.fingerprint, wanted.mode]
+        if task is not None:
+            key = f"{task.problem.key}{task.target.key}{task.layout}"
+            digest = hashlib.sha256(key.encode()).hexdigest()[:24]
+            parts += [wanted.strategy, wanted.objective.name, digest]
+        return "/".join(parts)
+
+
+def search_records(records: Sequence[Record]) -> list[Record]:
+    """Leave confirmations out: what remains is one record a trial."""
+    return [record for record in records if not is_confirmation(record)]
+
+
+def _with_prediction(record: Record, seconds: float | None) -> Record:
+    if seconds is None:
+        return record
+    return replace(record, facts={**record.facts, PREDICTED: seconds})

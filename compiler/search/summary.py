@@ -1,0 +1,89 @@
+"""From a session to its report."""
+
+from __future__ import annotations
+
+from wattune.compiler.report_data import PREDICTED
+from wattune.compiler.search.session import Session, search_records
+from wattune.compiler.search.standings import Standing, scored, standings
+from wattune.compiler.search.task import Task
+from wattune.compiler.select import Selection, select_from
+from wattune.compiler.tune_report import (
+    ProblemReport,
+    Total,
+    TuneReport,
+    best_so_far,
+    failures_by_kind,
+    per_token,
+    predictions,
+)
+from wattune.schedules.candidate import Record
+
+
+def summarise(session: Session, stopped: str) -> TuneReport:
+    """Return the report of a session as it stands."""
+    tasks, settings = session.tasks, session.settings
+    weights = {task.problem: task.weight for task in tasks}
+    target = tasks[0].target
+    chosen = select_from(list(weights), target, session.history, settings.objective, weights)
+    parts = [_problem_report(session, task, chosen[task.problem]) for task in tasks]
+    total = Total(
+        default=per_token(parts, [_seconds(part.default) for part in parts]),
+        measured=per_token(parts, [_seconds(part.selected) for part in parts]),
+        predicted=per_token(parts, [_predicted(session, part.selected) for part in parts]),
+    )
+    return TuneReport(
+        problems=tuple(parts),
+        ms_per_token=total,
+        target=target,
+        fingerprint=settings.fingerprint,
+        objective=settings.objective.name,
+        strategy=settings.strategy,
+        mode=settings.mode,
+        stopped=stopped,
+        seconds=session.budget.elapsed,
+        candidates_per_second=session.measured / max(session.measuring_seconds, 1e-9),
+    )
+
+
+def _problem_report(session: Session, task: Task, selection: Selection) -> ProblemReport:
+    records = session.history[task.problem]
+    found = standings(records)
+    default = task.defaults()[0]
+    return ProblemReport(
+        problem=task.problem,
+        multiplicity=task.multiplicity,
+        weight=task.weight,
+        trials=session.trials(task.problem),
+        resumed=session.resumed[task.problem],
+        default=next((s.record for s in found if s.candidate == default), None),
+        best=_best(session, found),
+        selected=selection.record,
+        layout=str(selection.layout),
+        failures=failures_by_kind(records),
+        curve=best_so_far(search_records(records)),
+        predictions=predictions(records),
+    )
+
+
+def _best(session: Session, found: list[Standing]) -> Record | None:
+    """Return the best of the newest confirmation, or of single measurements before the first."""
+    newest = max((standing.session for standing in found), default=0.0)
+    rivals = [standing for standing in found if standing.session == newest]
+    ranked = scored(rivals, session.settings.objective)
+    return ranked[0][1].record if ranked else None
+
+
+def _predicted(session: Session, record: Record | None) -> float | None:
+    """Return what the model said of a candidate: before it was measured, if that was kept."""
+    if record is None:
+        return None
+    for known in session.history[record.candidate.problem]:
+        if known.candidate == record.candidate and PREDICTED in known.facts:
+            return known.facts[PREDICTED]
+    if session.model is None:
+        return None
+    return float(session.model.predict([record.candidate]).latency[0])
+
+
+def _seconds(record: Record | None) -> float | None:
+    return None if record is None else record.latency
