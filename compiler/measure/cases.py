@@ -24,6 +24,7 @@ CACHE_BYTES = 1 << 30
 _INTEGER_POISON = 0x5A
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Problem)
 
 
 class Recent(Generic[T]):
@@ -207,7 +208,7 @@ def poison(dtype: str, size: int) -> Array:
     return np.full(size // kind.itemsize, np.nan).astype(kind)
 
 
-def smaller(problem: Problem) -> Problem:
+def smaller(problem: P) -> P:
     """Return the problem at an odd run-time size inside the bucket, about two thirds of it."""
     sizes = {}
     for name, upper in problem.sizes.items():

@@ -17,10 +17,19 @@
 #define PAUSE() ((void)0)
 #endif
 
+/* The widest vector that has instructions: wider ones are compiled to scalar code. */
+#if defined(__AVX512F__)
+#define WIDTH 64
+#elif defined(__AVX__)
+#define WIDTH 32
+#else
+#define WIDTH 16
+#endif
+
 enum { LINE = 64, BLOCK = 512, AHEAD = 4096, MOST_SAMPLES = 4096, UNITS_PER_CALL = 20000 };
 
-typedef int64_t Line __attribute__((vector_size(LINE), aligned(LINE)));
-typedef float Floats __attribute__((vector_size(LINE), aligned(LINE)));
+typedef int64_t Words __attribute__((vector_size(WIDTH)));
+typedef float Floats __attribute__((vector_size(WIDTH)));
 
 static double now(void) {
   struct timespec t;
@@ -82,23 +91,22 @@ static double dot256(int64_t count) {
 }
 
 static double multiply_add(int64_t count) {
-#define START(i) Floats a##i = {0};
-#define SUM(i) sink += (int64_t)a##i[0];
+  Floats u = {0};
 #ifdef __AVX512F__
 #define STEP(i) __asm__ volatile("vfmadd231ps %1, %1, %0" : "+v"(a##i) : "v"(u));
-  Floats u = {0};
 #else
-#define STEP(i) a##i = a##i * u + v;
-  Floats u = {0}, v = {0};
-  __asm__ volatile("" : "+m"(u), "+m"(v));
+#define STEP(i) a##i = a##i * u + u;
+  __asm__ volatile("" : "+m"(u));
 #endif
-  CHAINS(START)
-  for (int64_t i = 0; i < count; ++i) { CHAINS(STEP) }
-  CHAINS(SUM)
+#define START(i) Floats a##i = {0};
+#define SUM(i) sink += (int64_t)a##i[0];
+  TWELVE(START)
+  for (int64_t i = 0; i < count; ++i) { TWELVE(STEP) }
+  TWELVE(SUM)
 #undef START
 #undef STEP
 #undef SUM
-  return 16 * 16 * 2;
+  return 12 * (WIDTH / 4) * 2;
 }
 
 static double tile(int64_t count) {
@@ -136,45 +144,47 @@ static double tile(int64_t count) {
 
 /* ---- Reading ---- */
 
-static __attribute__((noinline)) void read_plain(const char *data, int64_t bytes) {
-  Line a = {0}, b = {0}, c = {0}, d = {0};
-  for (int64_t i = 0; i + BLOCK <= bytes; i += BLOCK) {
-    const Line *line = (const Line *)(data + i);
-    a |= line[0], b |= line[1], c |= line[2], d |= line[3];
-    a |= line[4], b |= line[5], c |= line[6], d |= line[7];
+/* Four chains: one would wait for itself. */
+typedef struct {
+  Words chain[4];
+} Reading;
+
+static inline __attribute__((always_inline)) void read_part(Reading *reading, const char *data,
+                                                            int bytes, int ahead) {
+  const Words *words = (const Words *)data;
+  if (ahead) {
+    for (int i = 0; i < bytes; i += LINE) __builtin_prefetch(data + ahead + i, 0, 3);
   }
-  a |= b | c | d;
-  sink = a[0] ^ a[7];
+#pragma GCC unroll 32
+  for (int i = 0; i < bytes / WIDTH; ++i) reading->chain[i % 4] |= words[i];
+}
+
+static void finish(const Reading *reading) {
+  Words all = reading->chain[0] | reading->chain[1] | reading->chain[2] | reading->chain[3];
+  sink = all[0] ^ all[1];
+}
+
+static __attribute__((noinline)) void read_plain(const char *data, int64_t bytes) {
+  Reading reading = {0};
+  for (int64_t i = 0; i + BLOCK <= bytes; i += BLOCK) read_part(&reading, data + i, BLOCK, 0);
+  finish(&reading);
 }
 
 static __attribute__((noinline)) void read_prefetching(const char *data, int64_t bytes) {
-  Line a = {0}, b = {0}, c = {0}, d = {0};
-  for (int64_t i = 0; i + BLOCK <= bytes; i += BLOCK) {
-    const Line *line = (const Line *)(data + i);
-    for (int j = 0; j < BLOCK; j += LINE) __builtin_prefetch(data + i + AHEAD + j, 0, 3);
-    a |= line[0], b |= line[1], c |= line[2], d |= line[3];
-    a |= line[4], b |= line[5], c |= line[6], d |= line[7];
-  }
-  a |= b | c | d;
-  sink = a[0] ^ a[7];
+  Reading reading = {0};
+  for (int64_t i = 0; i + BLOCK <= bytes; i += BLOCK) read_part(&reading, data + i, BLOCK, AHEAD);
+  finish(&reading);
 }
 
 /* Two streams: more pages, and so more of the hardware's prefetchers, at work at once. */
 static __attribute__((noinline)) void read_two_streams(const char *data, int64_t bytes) {
-  Line a = {0}, b = {0}, c = {0}, d = {0};
+  Reading reading = {0};
   int64_t half = bytes / 2 / LINE * LINE;
   for (int64_t i = 0; i + BLOCK / 2 <= half; i += BLOCK / 2) {
-    const char *second = data + half + i;
-    const Line *x = (const Line *)(data + i), *y = (const Line *)second;
-    for (int j = 0; j < BLOCK / 2; j += LINE) {
-      __builtin_prefetch(data + i + AHEAD / 2 + j, 0, 3);
-      __builtin_prefetch(second + AHEAD / 2 + j, 0, 3);
-    }
-    a |= x[0], b |= x[1], c |= x[2], d |= x[3];
-    a |= y[0], b |= y[1], c |= y[2], d |= y[3];
+    read_part(&reading, data + i, BLOCK / 2, AHEAD / 2);
+    read_part(&reading, data + half + i, BLOCK / 2, AHEAD / 2);
   }
-  a |= b | c | d;
-  sink = a[0] ^ a[7];
+  finish(&reading);
 }
 
 /* ---- Threads: all start a sample together, and it ends with the last one. ---- */

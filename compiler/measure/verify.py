@@ -57,9 +57,9 @@ def difference(got: Array, expected: Array, tolerance: Tolerance) -> str:
         exact = expected.astype(np.float64)
         with np.errstate(invalid="ignore"):
             error = np.abs(got.astype(np.float64) - exact)
-            # Written so that NaN counts as wrong; an infinity is right where it is expected.
             near = error <= tolerance.atol + tolerance.rtol * np.abs(exact)
-        wrong = ~(near | (got == expected))
+        # NaN is near nothing; near an infinity is only itself.
+        wrong = ~(near & np.isfinite(exact) | (got == expected))
     if not wrong.any():
         return ""
     at = tuple(int(i) for i in np.unravel_index(int(wrong.argmax()), wrong.shape))

@@ -1,0 +1,59 @@
+"""The machine's limits: plausible, stored as plain data, read between the measured points."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from wattune.compiler.measure.limits import (
+    Limits,
+    footprints,
+    read_bandwidth_at,
+    unit_gops,
+)
+from wattune.errors import TargetError
+from wattune.schedules.target import Target
+
+MIB = 1 << 20
+
+
+def test_limits_survive_json() -> None:
+    limits = Limits({"1:1048576:huge": 10.0}, vnni_gops={"1": 900.0})
+    assert Limits.from_json(json.loads(json.dumps(limits.to_json()))) == limits
+    assert Limits.from_json({"read_gbps": {}, "from_the_future": {"1": 2.0}}) == Limits()
+
+
+def test_bandwidth_between_footprints_is_interpolated() -> None:
+    limits = Limits({"1:1048576:huge": 100.0, "1:4194304:huge": 20.0, "2:1048576:huge": 7.0})
+    assert limits.read_bandwidth(MIB, 1) == 100.0
+    assert limits.read_bandwidth(2 * MIB, 1) == pytest.approx(60.0)
+    assert limits.read_bandwidth(1, 1) == 100.0
+    assert limits.read_bandwidth(999 * MIB, 1) == 20.0
+    assert limits.read_bandwidth(MIB, 2) == 7.0
+    with pytest.raises(TargetError, match="3 threads on huge pages"):
+        limits.read_bandwidth(MIB, 3)
+
+
+def test_footprints_are_powers_of_two_up_to_the_cold_one() -> None:
+    found = footprints(100 << 10)
+    assert found == [16 << 10, 32 << 10, 64 << 10, 100 << 10]
+
+
+@pytest.mark.measure
+def test_caches_are_faster_than_memory() -> None:
+    small, large = read_bandwidth_at(16 << 10, 1), read_bandwidth_at(256 * MIB, 1)
+    assert 1 < large < small < 5000
+
+
+@pytest.mark.measure
+def test_units_are_measured_where_the_machine_has_them() -> None:
+    here = Target.native()
+    assert 1 < unit_gops("fma_gflops", 1, 0.05) < 5000
+    for unit, feature in (("vnni_gops", "avx512_vnni"), ("amx_gops", "amx_int8")):
+        assert (unit_gops(unit, 1, 0.05) > 100) == here.has(feature)
+
+
+def test_more_threads_than_cores_are_refused() -> None:
+    with pytest.raises(TargetError, match=r"threads is 100000; allowed: 1 to \d+"):
+        read_bandwidth_at(MIB, 100000)
