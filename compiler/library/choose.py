@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from wattune.compiler.library.plan import Choice
+from wattune.compiler.select import select
 from wattune.errors import MeasureError, TargetError
 from wattune.ops import Problem
 from wattune.schedules.target import Target
-from wattune.schedules.template import Layout, default_candidate, layout_of
 
 
 def choose(
@@ -21,20 +21,8 @@ def choose(
     weights: Mapping[Problem, float] | None,
 ) -> list[Choice]:
     """Return one choice a problem: from the database's records, or the default schedule."""
-    return default_choices(problems, target)
-
-
-def default_choices(problems: Sequence[Problem], target: Target) -> list[Choice]:
-    """Return default schedules; a group that shares data gets its smallest bucket's layout."""
-    layouts: dict[str, Layout] = {}
-    found: dict[Problem, Choice] = {}
-    for problem in sorted(problems, key=lambda p: tuple(p.sizes.values())):
-        shared = problem.shared_data()
-        candidate = default_candidate(problem, target, layouts.get(shared) if shared else None)
-        if shared is not None:
-            layouts.setdefault(shared, layout_of(candidate))
-        found[problem] = Choice(candidate)
-    return [found[problem] for problem in problems]
+    selections = select(problems, target, database, objective, weights)
+    return [Choice(selections[p].candidate, selections[p].record) for p in problems]
 
 
 def verify(choices: Sequence[Choice], target: Target, allow_unverified: bool) -> list[Choice]:

@@ -36,8 +36,10 @@ EXPORT int __tvm_ffi_set_num_threads(void *self, const TVMFFIAny *args, int32_t 
     return wt_raise(WT_FAILED);
   }
   int64_t wanted = args[0].v_int64;
+  if (wanted < 1) wanted = 1;
+  if (wanted > INT32_MAX) wanted = INT32_MAX;
   result->type_index = kTVMFFIInt;
-  result->v_int64 = wattune_set_num_threads(wanted < 1 ? 1 : wanted > INT32_MAX ? INT32_MAX : (int)wanted);
+  result->v_int64 = wattune_set_num_threads((int)wanted);
   return 0;
 }
 

@@ -7,10 +7,15 @@ from typing import Any
 
 from wattune.compiler.library.binding import Binding, Part, bind, caller_names
 from wattune.compiler.library.coverage import bucket_ends, covers, largest_workspace
-from wattune.compiler.library.frameworks import compiling_check, kernel_view, tidy
+from wattune.compiler.library.frameworks import as_bits, compiling_check, tidy
 from wattune.compiler.library.packed import Packed
 from wattune.compiler.library.packing import pack_sources
 from wattune.errors import ArgumentError
+
+_NO_GRADIENTS = (
+    "{}: an input requires gradients, which kernels do not compute; call under torch.no_grad() or "
+    "pass .detach()"
+)
 
 
 class LayoutError(ArgumentError):
@@ -45,66 +50,95 @@ class Entry:
             from wattune.compiler.library.torch_ops import call_in_graph
 
             return call_in_graph(self.name, self._names, tensors, named, out)
-        given: list[Any] = []
+        # From here on for speed: this runs at every call of every layer of a model.
         try:
-            packed, key = _sort(tensors, named, given)
+            key: Any = tuple([tensor.dtype for tensor in tensors])
+            if named:
+                key = (*key, *[(name, tensor.dtype) for name, tensor in named.items()])
+                tensors = (*tensors, *named.values())
         except AttributeError:
-            raise self._not_a_tensor(tensors, named) from None
+            return self(*tensors, out=out, workspace=workspace, **self._given(tensors, named))
         binding = self._bindings.get(key)
         if binding is None:
-            binding = self._bindings[key] = self._bind(given, packed, named)
+            binding = self._bindings[key] = self._bind(tensors, named)
+        args = binding.blank.copy()
+        for i, at in binding.inputs:
+            args[at] = tensors[i]
         if binding.torch is not None:
-            _check_gradients(self.name, binding.torch, given)
+            for i, _ in binding.inputs:
+                if tensors[i].requires_grad and binding.torch.is_grad_enabled():
+                    raise ArgumentError(_NO_GRADIENTS.format(self.name))
+        if binding.packed:
+            held = tensors[binding.packed_index].tensors
+            for name, at in binding.packed:
+                args[at] = held[name]
         if out is None:
-            results = binding.allocate(given)
+            try:
+                out = binding.allocate(tensors)
+            except IndexError:
+                raise ArgumentError(f"{self.name}: an input has too few dimensions") from None
+        if binding.output is not None:
+            args[binding.output] = out
         else:
-            results = [out] if len(binding.outputs) == 1 else list(out)
-        args = _arguments(binding, given, packed, results, workspace)
+            for at, result in zip(binding.outputs, out, strict=True):
+                args[at] = result
+        if workspace is not None and binding.workspace is not None:
+            args[binding.workspace] = workspace
+        if binding.as_bits:
+            args = [as_bits(arg) for arg in args]
         try:
             binding.call(*args)
         except (LayoutError, BufferError):
             self._call_with_copies(binding, args)
-        return results[0] if len(results) == 1 else tuple(results)
+        except RuntimeError as error:
+            raise self._not_passed(error) from error
+        return out
 
-    def _bind(
-        self, given: Sequence[Any], packed: Packed | None, named: Mapping[str, Any]
-    ) -> Binding:
-        by_name = [name for name, tensor in named.items() if tensor is not None]
-        count = len(given) - len(by_name)
-        if count > len(self._names):
+    def _given(self, tensors: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the named tensors that are not None; refuse a call with something else."""
+        given = {name: tensor for name, tensor in named.items() if tensor is not None}
+        if others := [t for t in (*tensors, *given.values()) if not hasattr(t, "dtype")]:
             raise ArgumentError(
-                f"{self.name}: {count} tensors are given by position; allowed: "
-                f"{', '.join(self._names)}"
+                f"{self.name}: {type(others[0]).__name__} given; expected torch tensors or numpy "
+                "arrays, and what .pack() returns"
             )
-        tensors = dict(zip(self._names[:count], given, strict=False))
-        for name, tensor in zip(by_name, given[count:], strict=True):
-            if name in tensors or name not in self._names:
-                reason = "is given twice" if name in tensors else "is taken by no kernel"
-                raise ArgumentError(
-                    f"{self.name}: {name} {reason}; allowed: {', '.join(self._names)}, each once, "
-                    "and out, workspace"
-                )
-            tensors[name] = tensor
-        return bind(self._parts, tensors, packed)
+        return given
 
-    def _not_a_tensor(self, tensors: Sequence[Any], named: Mapping[str, Any]) -> ArgumentError:
-        given = [t for t in (*tensors, *named.values()) if t is not None]
-        kinds = {type(t).__name__ for t in given if not isinstance(t, Packed) and not is_tensor(t)}
-        return ArgumentError(
-            f"{self.name}: {' and '.join(sorted(kinds))} given; expected torch tensors or numpy "
-            "arrays, and what .pack() returns"
-        )
+    def _bind(self, tensors: Sequence[Any], named: Mapping[str, Any]) -> Binding:
+        """Name the tensors of a call and find what serves it; ``named`` are the last of them."""
+        found: dict[str, int] = {}
+        packed = None
+        free = [name for name in self._names if name not in named]
+        for i, tensor in enumerate(tensors[: len(tensors) - len(named)]):
+            if isinstance(tensor, Packed):
+                packed = i
+            elif free:
+                found[free.pop(0)] = i
+            else:
+                raise self._unknown(f"{len(found) + 1} tensors by position")
+        for i, name in enumerate(named, start=len(tensors) - len(named)):
+            if name not in self._names:
+                raise self._unknown(name)
+            found[name] = i
+        return bind(self._parts, tensors, found, packed)
+
+    def _unknown(self, what: str) -> ArgumentError:
+        names = ", ".join(self._names)
+        return ArgumentError(f"{self.name} takes no {what}; allowed: {names}, out, workspace")
 
     def _call_with_copies(self, binding: Binding, args: list[Any]) -> None:
         """Call again with copies of the inputs."""
-        for at in binding.inputs:
+        for _, at in binding.inputs:
             args[at] = tidy(args[at])
         try:
             binding.call(*args)
-        except BufferError as error:
-            raise ArgumentError(
-                f"{self.name}: out or workspace cannot be passed: {error}"
-            ) from error
+        except (BufferError, RuntimeError) as error:
+            raise self._not_passed(error) from error
+
+    def _not_passed(self, error: Exception) -> ArgumentError:
+        """Wrap what a framework says of a tensor without memory (meta, sparse)."""
+        reason = next(iter(str(error).splitlines()), repr(error))
+        return ArgumentError(f"{self.name}: a tensor cannot be passed to a kernel: {reason}")
 
     def pack(self, *sources: Any, **named: Any) -> Packed:
         """Bring sources (``weights``, ``scale``) into the layout that the kernels read.
@@ -141,53 +175,4 @@ class Entry:
     def __repr__(self) -> str:
         """Show what is served."""
         lines = (f"  {name}: up to {', '.join(map(str, e))}" for name, e in self.buckets.items())
-        return "\n".join([f"<wattune {self.name}", *lines]) + ">"
-
-
-def _sort(
-    tensors: Sequence[Any], named: Mapping[str, Any], given: list[Any]
-) -> tuple[Packed | None, tuple[Any, ...]]:
-    """Split packed data from the tensors, and return what decides the binding."""
-    packed = None
-    key: list[Any] = []
-    for tensor in tensors:
-        if tensor.__class__ is Packed:
-            packed = tensor
-            key.append(tensor.key)
-        else:
-            given.append(tensor)
-            key.append(tensor.dtype)
-    for name, tensor in named.items():
-        if tensor is not None:
-            given.append(tensor)
-            key.append((name, tensor.dtype))
-    return packed, tuple(key)
-
-
-def _arguments(
-    binding: Binding, given: Sequence[Any], packed: Packed | None, results: Any, workspace: Any
-) -> list[Any]:
-    """Return the entry's argument list."""
-    args: list[Any] = [*binding.blank]
-    for at, tensor in zip(binding.inputs, given, strict=True):
-        args[at] = tensor
-    if packed is not None:
-        tensors = packed.tensors
-        for name, at in binding.packed:
-            args[at] = tensors[name]
-    if workspace is not None and binding.workspace is not None:
-        args[binding.workspace] = workspace
-    for at, result in zip(binding.outputs, results, strict=True):
-        args[at] = result
-    if binding.views:
-        args = [kernel_view(arg) for arg in args]
-    return args
-
-
-def _check_gradients(name: str, torch: Any, given: Sequence[Any]) -> None:
-    for tensor in given:
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise ArgumentError(
-                f"{name}: an input requires gradients, which kernels do not compute; call under "
-                "torch.no_grad() or pass .detach()"
-            )
+        return "\n".join([f"<wattune {self.name}>", *lines])

@@ -66,8 +66,8 @@ class Packed:
         return sum(array.nbytes for array in self.data.values())
 
     @cached_property
-    def key(self) -> str:
-        """Name everything that decides which kernels can take this: equal keys, same kernels."""
+    def dtype(self) -> str:
+        """Tell kinds of packed data apart, as a tensor's dtype does: equal ones, same kernels."""
         shapes = ";".join(f"{name}{array.shape}" for name, array in sorted(self.data.items()))
         return f"{self.operator}|{self.layout}|{self.shared}|{shapes}"
 

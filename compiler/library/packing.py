@@ -11,6 +11,7 @@ from wattune.compiler.library.binding import Part
 from wattune.compiler.library.frameworks import to_numpy
 from wattune.compiler.library.manifest import Variant
 from wattune.compiler.library.packed import Packed, aligned_empty
+from wattune.compiler.library.reasons import Mismatch, closest
 from wattune.errors import ArgumentError
 from wattune.ops.dtypes import numpy_dtype
 from wattune.ops.operator import Argument, Array
@@ -25,19 +26,18 @@ def pack_sources(parts: Sequence[Part], given: Sequence[Any], named: Mapping[str
     """
     operator = parts[0].table.name
     sources = _by_name(parts, given, named)
-    reasons: dict[int, dict[str, None]] = {}
+    mismatches = []
     for part in parts:
         best: tuple[int, Variant] | None = None
         for variant in part.table.variants:
             fit = _fit(variant, sources)
-            if isinstance(fit, tuple):
-                reasons.setdefault(fit[0], {})[fit[1]] = None
+            if isinstance(fit, Mismatch):
+                mismatches.append(fit)
             elif best is None or fit > best[0]:
                 best = fit, variant
         if best is not None:
             return _pack(part, best[1], sources)
-    closest = " or ".join(reasons[max(reasons)]) if reasons else "nothing is packed"
-    raise ArgumentError(f"{operator}.pack: {closest}")
+    raise ArgumentError(f"{operator}.pack: {closest(mismatches)}")
 
 
 def _by_name(
@@ -66,8 +66,8 @@ def _packed_arguments(variant: Variant) -> list[Argument]:
     return [a for a in variant.arguments if a.role == "packed" and a.source is not None]
 
 
-def _fit(variant: Variant, sources: Sources) -> int | tuple[int, str]:
-    """Return how well sources fit a variant, higher is better, or how far they fit and why not.
+def _fit(variant: Variant, sources: Sources) -> int | Mismatch:
+    """Return how well sources fit a variant, higher is better, or why they do not.
 
     A source that is copied as it is may be a number for all elements; exact shapes fit better.
     Variants that need fewer sources than given fit less well: packed data serves them too.
@@ -76,16 +76,16 @@ def _fit(variant: Variant, sources: Sources) -> int | tuple[int, str]:
     for at, argument in enumerate(_packed_arguments(variant)):
         source = argument.source
         assert source is not None
-        wanted = f"expected {list(source.shape)} {source.dtype}"
+        wanted = f"{list(source.shape)} {source.dtype}"
         if source.name not in sources:
-            return at, f"{source.name} is missing; {wanted}"
+            return Mismatch(at, f"{source.name} is missing", wanted)
         shape, number = sources[source.name].shape, not argument.layout_dependent
         if shape == source.shape or (number and (*shape, 1) == source.shape):
             fit += 3
         elif number and shape in ((), (1,)):
             fit += 2
         else:
-            return at, f"{source.name} has shape {list(shape)}; {wanted}"
+            return Mismatch(at, f"{source.name} has shape {list(shape)}", wanted)
     unused = set(sources) - {a.source.name for a in _packed_arguments(variant) if a.source}
     return fit - len(unused)
 
