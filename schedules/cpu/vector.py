@@ -43,6 +43,18 @@ def constant(entries: Sequence[int]) -> Expr:
     return T.reinterpret(f"int8x{len(entries)}", wide)
 
 
+def constant_i16(values: Sequence[int]) -> Expr:
+    """Return known 16-bit lanes."""
+    data = b"".join(value.to_bytes(2, "little", signed=True) for value in values)
+    return T.reinterpret(f"int16x{len(values)}", constant(list(data)))
+
+
+def constant_i32(values: Sequence[int]) -> Expr:
+    """Return known 32-bit lanes."""
+    data = b"".join(value.to_bytes(4, "little", signed=True) for value in values)
+    return T.reinterpret(f"int32x{len(values)}", constant(list(data)))
+
+
 def store(buffer: Buffer, at: Sequence[Expr], value: Expr) -> None:
     """Store a scalar, or a vector along the last index."""
     lanes = value.ty.dtype.lanes
@@ -72,14 +84,16 @@ def splat_quad(buffer: Buffer, at: Expr, lanes: int = LANES) -> Expr:
     return T.reinterpret(f"int8x{4 * lanes}", splat(load_as(buffer, at, "int32"), lanes))
 
 
-def dot_u8s8(total: Expr, unsigned: Expr, signed: Expr) -> Expr:
-    """Add four products of unsigned and signed bytes to each 32-bit lane (vpdpbusd, 512 bits)."""
-    return _intrinsic("llvm.x86.avx512.vpdpbusd.512", "int32x16", total, unsigned, signed)
+def dot_u8s8(total: Expr, unsigned: Expr, signed: Expr, bits: int = 512) -> Expr:
+    """Add four products of unsigned and signed bytes to each 32-bit lane (vpdpbusd)."""
+    name = f"llvm.x86.avx512.vpdpbusd.{bits}"
+    return _intrinsic(name, f"int32x{bits // 32}", total, unsigned, signed)
 
 
-def dot_pairs_u8s8(unsigned: Expr, signed: Expr) -> Expr:
-    """Return saturating sums of two products of bytes in 16-bit lanes (vpmaddubsw, 256 bits)."""
-    return _intrinsic("llvm.x86.avx2.pmadd.ub.sw", "int16x16", unsigned, signed)
+def dot_pairs_u8s8(unsigned: Expr, signed: Expr, bits: int = 256) -> Expr:
+    """Return saturating sums of two products of bytes in 16-bit lanes (vpmaddubsw)."""
+    name = {512: "llvm.x86.avx512.pmaddubs.w.512", 256: "llvm.x86.avx2.pmadd.ub.sw"}[bits]
+    return _intrinsic(name, f"int16x{bits // 16}", unsigned, signed)
 
 
 def dot_pairs_s16(left: Expr, right: Expr) -> Expr:
@@ -90,6 +104,11 @@ def dot_pairs_s16(left: Expr, right: Expr) -> Expr:
 def lookup128(low: Expr, index: Expr, high: Expr) -> Expr:
     """Look 64 bytes up in a table of 128: bit 6 of the index chooses the half (vpermi2b)."""
     return _intrinsic("llvm.x86.avx512.vpermi2var.qi.512", "int8x64", low, index, high)
+
+
+def lookup64(table: Expr, index: Expr) -> Expr:
+    """Look 64 bytes up in a table of 64: the top two bits of the index are ignored (vpermb)."""
+    return _intrinsic("llvm.x86.avx512.permvar.qi.512", "int8x64", table, index)
 
 
 def lookup16(table: Expr, index: Expr, bits: int = 512) -> Expr:
@@ -106,6 +125,68 @@ def shift_fields(value: Expr, bits: int, lanes: int = BYTES) -> Expr:
     half = lanes // 2
     wide = T.reinterpret(f"uint16x{half}", value)
     return T.reinterpret(f"uint8x{lanes}", T.shift_right(wide, splat(T.uint16(bits), half)))
+
+
+def repeat16(buffer: Buffer, at: Expr, lanes: int = BYTES) -> Expr:
+    """Repeat 16 bytes of a buffer in every 128-bit lane (vbroadcasti128, vbroadcasti32x4)."""
+    part = buffer.vload([at], "uint8x16")
+    return T.reinterpret(f"int8x{lanes}", T.Shuffle([part] * (lanes // 16), list(range(lanes))))
+
+
+def interleave_bytes(low: Expr, high: Expr, lanes: int = BYTES) -> tuple[Expr, Expr]:
+    """Interleave bytes of the lower, and of the upper, half of each 128-bit lane (vpunpckbw)."""
+    halves = []
+    for half in (0, 8):
+        pairs = [(at + i, lanes + at + i) for at in range(half, lanes, 16) for i in range(8)]
+        halves.append(T.Shuffle([low, high], [index for pair in pairs for index in pair]))
+    return halves[0], halves[1]
+
+
+def signs(bits: Expr, which: int) -> Expr:
+    """Return -1 in the bytes that have bit ``which`` set, +1 in others (vgf2p8affineqb).
+
+    The matrix copies the bit into the bits 1 to 7; the constant term sets bit 0.
+    """
+    matrix = constant(([1 << which] * 7 + [0]) * (BYTES // 8))
+    return _intrinsic(
+        "llvm.x86.vgf2p8affineqb.512", "int8x64", T.reinterpret("int8x64", bits), matrix, T.int8(1)
+    )
+
+
+def negate_where(bits: Expr, which: int, value: Expr) -> Expr:
+    """Negate the bytes for which bit ``which`` of ``bits`` is set (vptestmb, masked vpsubb)."""
+    mask = T.bitwise_and(bits, splat_u8(1 << which)) != splat_u8(0)
+    return T.Select(mask, splat(T.int8(0), BYTES) - value, value)
+
+
+def apply_sign(value: Expr, sign: Expr) -> Expr:
+    """Negate bytes where ``sign`` is negative, clear them where it is zero (vpsignb, 256 bits)."""
+    return _intrinsic("llvm.x86.avx2.psign.b", "int8x32", value, sign)
+
+
+def round_product(left: Expr, right: Expr) -> Expr:
+    """Return round(left * right / 2^15) of 16-bit lanes (vpmulhrsw, 256 bits)."""
+    return _intrinsic("llvm.x86.avx2.pmul.hr.sw", "int16x16", left, right)
+
+
+def pack_s16(low: Expr, high: Expr) -> Expr:
+    """Narrow 16-bit lanes to signed bytes: all of ``low``, then all of ``high``.
+
+    Two instructions: vpacksswb works within 128-bit lanes, vpermq puts them in order.
+    """
+    packed = _intrinsic("llvm.x86.avx2.packsswb", "int8x32", low, high)
+    ordered = T.Shuffle([T.reinterpret("int64x4", packed)], [0, 2, 1, 3])
+    return T.reinterpret("int8x32", ordered)
+
+
+def pack_u32(low: Expr, high: Expr) -> Expr:
+    """Narrow 32-bit lanes to 16 bits; low, then high, in each 128-bit lane (vpackusdw, 512)."""
+    return _intrinsic("llvm.x86.avx512.packusdw.512", "int16x32", low, high)
+
+
+def pack_u16(low: Expr, high: Expr) -> Expr:
+    """Narrow 16-bit lanes to bytes; low, then high, in each 128-bit lane (vpackuswb, 512)."""
+    return _intrinsic("llvm.x86.avx512.packuswb.512", "int8x64", low, high)
 
 
 def prefetch(buffer: Buffer, at: Expr) -> None:

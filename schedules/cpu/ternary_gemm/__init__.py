@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wattune.schedules.cpu.ternary_gemm.amx import AmxI2, AmxT5
+from wattune.schedules.cpu.ternary_gemm.lookup import LookupElut, LookupTL1, LookupTL2
 from wattune.schedules.cpu.ternary_gemm.portable import PortableI2, PortableT5
 from wattune.schedules.cpu.ternary_gemm.vnni import VnniI2, VnniT5
 from wattune.schedules.template import Template
@@ -14,4 +15,7 @@ TEMPLATES: tuple[Template, ...] = (
     VnniI2(),
     PortableI2(),
     PortableT5(),
+    LookupTL2(),
+    LookupTL1(),
+    LookupElut(),
 )

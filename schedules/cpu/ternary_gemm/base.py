@@ -1,9 +1,9 @@
-"""What all ternary GEMM templates that read 64-byte vectors share."""
+"""What all ternary GEMM templates that pack their weight share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from tvm.script import tirx as T
 
@@ -19,10 +19,25 @@ from wattune.schedules.target import Target
 from wattune.schedules.template import Layout, Template
 
 
-class VectorTemplate(Template):
-    """A template whose weight is a `VectorLayout` blob in the radix format ``format``.
+class Blob(Protocol):
+    """A packed weight's sizes, and the program that packs it."""
 
-    A subclass adds ``space``, ``counts`` and ``emit``.
+    @property
+    def bytes(self) -> int:
+        """Bytes of the packed weight."""
+
+    @property
+    def padded_columns(self) -> int:
+        """Columns with padding: what the quantised activations are padded to."""
+
+    def pack_program(self, problem: TernaryGemm) -> Any:
+        """Return the PrimFunc (weights int8 [out, in], blob uint8 [bytes])."""
+
+
+class BlobTemplate(Template):
+    """A template that reads its weight, in the format ``format``, as one blob of bytes.
+
+    A subclass adds ``space``, ``layout``, ``weight``, ``body`` and ``counts``.
     """
 
     operator = "ternary_gemm"
@@ -37,13 +52,9 @@ class VectorTemplate(Template):
             and target.has(*self.features)
         )
 
-    def layout(self, problem: TernaryGemm, values: Mapping[str, Value]) -> Layout:
-        """The format and how many groups of 16 rows interleave."""
-        return Layout.make(self.format, groups=values["groups"])
-
-    def weight(self, problem: TernaryGemm, values: Mapping[str, Value]) -> VectorLayout:
+    def weight(self, problem: TernaryGemm, values: Mapping[str, Value]) -> Blob:
         """Return the sizes of the packed weight."""
-        return VectorLayout.of(problem, self.format, int(values["groups"]))
+        raise NotImplementedError
 
     def workspace(
         self, problem: TernaryGemm, target: Target, values: Mapping[str, Value]
@@ -76,6 +87,18 @@ class VectorTemplate(Template):
     ) -> Callable[[Tensors], None]:
         """Return what emits the kernel's statements."""
         raise NotImplementedError
+
+
+class VectorTemplate(BlobTemplate):
+    """A template whose weight is a `VectorLayout` blob in a radix format."""
+
+    def layout(self, problem: TernaryGemm, values: Mapping[str, Value]) -> Layout:
+        """The format and how many groups of 16 rows interleave."""
+        return Layout.make(self.format, groups=values["groups"])
+
+    def weight(self, problem: TernaryGemm, values: Mapping[str, Value]) -> VectorLayout:
+        """Return the sizes of the packed weight."""
+        return VectorLayout.of(problem, self.format, int(values["groups"]))
 
 
 def quantize_tokens(
