@@ -143,7 +143,8 @@ class Task:
         """Change a knob or a few, mostly by one step, rarely the template; None where stuck."""
         branch, values = self.branch(candidate), candidate.schedule.values
         if len(self.branches) > 1 and rng.random() < SWITCH:
-            branch = self.branches[rng.integers(len(self.branches))]
+            others = [other for other in self.branches if other is not branch]
+            branch = others[rng.integers(len(others))]
             return self._of(branch, mixed(branch.space, branch.default, values, rng, share=0.9))
         return self._of(branch, mutated(branch.space, values, rng))
 
