@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from wattune.compiler.search.standings import SESSION
+from wattune.compiler.objective import parse_objective
+from wattune.compiler.search.groups import weights_of
+from wattune.compiler.search.standings import SESSION, eligible
+from wattune.compiler.select import select_from
 from wattune.errors import DatabaseError
 from wattune.ops import Problem, operator
 from wattune.schedules.candidate import FAILURE_KINDS, Record
@@ -28,12 +31,17 @@ class Share:
 
 @dataclass(frozen=True)
 class ProblemReport:
-    """One problem: its valid records and its failures, in the order they came."""
+    """One problem: its valid records and its failures, in the order they came.
+
+    ``selected`` is what `compile` takes, in the layout that all buckets of a weight agree on; None
+    where no record was made by today's templates.
+    """
 
     problem: Problem
     records: tuple[Record, ...]
     failures: tuple[Record, ...]
     share: Share = Share()
+    selected: Record | None = None
 
     @cached_property
     def confirmed(self) -> list[Record]:
@@ -50,8 +58,9 @@ class ProblemReport:
 
     @cached_property
     def best(self) -> Record:
-        """Return the record of the least latency, among confirmed ones where there are any."""
-        return min(self.confirmed or self.records, key=lambda record: record.latency)
+        """Return what is selected; else the record of the least latency, a confirmed one first."""
+        found = min(self.confirmed or self.records, key=lambda record: record.latency)
+        return self.selected or found
 
     @property
     def speeds(self) -> list[float]:
@@ -178,17 +187,18 @@ def collect(
         if _group(record) == _group(newest):
             found.setdefault(record.candidate.problem, []).append(record)
     chosen = shares or dict.fromkeys(found, Share())
+    measured = {p: found[p] for p in chosen if any(r.valid for r in found.get(p, ()))}
+    selected = _selected(measured, newest.candidate.target, chosen)
     parts = tuple(
         ProblemReport(
             problem,
-            tuple(r for r in found[problem] if r.valid),
-            tuple(r for r in found[problem] if not r.valid),
-            share,
+            tuple(r for r in mine if r.valid),
+            tuple(r for r in mine if not r.valid),
+            chosen[problem],
+            selected[problem],
         )
-        for problem, share in chosen.items()
-        if any(r.valid for r in found.get(problem, ()))
+        for problem, mine in measured.items()
     )
-    measured = {part.problem for part in parts}
     return Report(
         target=newest.candidate.target,
         fingerprint=newest.provenance.fingerprint,
@@ -197,6 +207,16 @@ def collect(
         unmeasured=tuple(p for p in chosen if p not in measured),
         buckets=_buckets(parts) if shares and parts else (),
     )
+
+
+def _selected(
+    found: Mapping[Problem, Sequence[Record]], target: Target, shares: Mapping[Problem, Share]
+) -> dict[Problem, Record | None]:
+    """Return what `select` takes for each problem from the records that may be selected."""
+    usable = {p: kept for p, mine in found.items() if (kept := [r for r in mine if eligible(r)])}
+    weights = weights_of(list(usable), {p: shares[p].weight for p in usable})
+    chosen = select_from(list(usable), target, usable, parse_objective("latency"), weights)
+    return {p: chosen[p].record if p in chosen else None for p in found}
 
 
 def _group(record: Record) -> tuple[str, str, str]:

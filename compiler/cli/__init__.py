@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from wattune.errors import MissingDependencyError, WattuneError
+from wattune.errors import BuildError, MeasureError, MissingDependencyError, WattuneError
 
 OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -26,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted: nothing was left half-written", file=sys.stderr)
+        return FAILED if isinstance(error, MeasureError | BuildError) else USER_ERROR
+    except KeyboardInterrupt as stop:
+        print(f"interrupted: {stop or 'nothing was left half-written'}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -47,9 +47,9 @@ def _run(words: list[str]) -> int:
     except SystemExit:
         # click's answer to a closed pipe.
         raise BrokenPipeError from None
-    except click.exceptions.Abort:
-        # click turns a KeyboardInterrupt into this.
-        raise KeyboardInterrupt from None
+    except click.exceptions.Abort as stop:
+        # click turns a KeyboardInterrupt into this; what it said stays in the context.
+        raise KeyboardInterrupt(*getattr(stop.__cause__, "args", ())) from None
     except click.ClickException as error:
         error.show()
         return USER_ERROR
