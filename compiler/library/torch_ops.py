@@ -1,10 +1,10 @@
 """Custom torch operators, ``torch.ops.wattune.<operator>``: for torch.compile and export.
 
-    ternary_gemm(Tensor x, Tensor? x_scale=None, *, Tensor? weight=None, Tensor? weight_scale=None,
-                 str layout="") -> Tensor
+    ternary_gemm(Tensor x, Tensor? x_scale=None, Tensor? weight=None, Tensor? weight_scale=None,
+                 *, str layout="") -> Tensor
 
-Inputs come in calling order, packed data by name: ``torch.ops.wattune.ternary_gemm(x,
-**packed.torch)``. An operator is defined once a process; the libraries loaded last are tried first.
+Packed data comes by name: ``torch.ops.wattune.ternary_gemm(x, **packed.torch)``. An operator is
+defined once a process; the libraries loaded last are tried first.
 """
 
 from __future__ import annotations
@@ -37,30 +37,32 @@ def register(entry: Entry) -> None:
     _parts[entry.name] = [*entry.parts, *_parts.get(entry.name, [])]
 
 
-def _packed_names(table: OperatorTable) -> tuple[str, ...]:
-    roles = {a.name: a.role for v in table.variants for a in v.arguments}
-    return tuple(n for n in table.signature if roles.get(n) == "packed")
+def _roles(table: OperatorTable) -> dict[str, str]:
+    """Return the role of every argument; of one that no variant has only that it is a tensor."""
+    known = {a.name: a.role for v in table.variants for a in v.arguments}
+    return {name: known.get(name, "input") for name in table.signature}
 
 
 def schema(table: OperatorTable) -> str:
-    """Return the operator's signature in torch's notation."""
-    states = {a.name for v in table.variants for a in v.arguments if a.role == "state"}
-    first, *others = caller_names(table)
-    outputs = {a.name for v in table.variants for a in v.arguments if a.role == "output"}
-    parameters = [
-        f"Tensor(a!) {first}" if first in states else f"Tensor {first}",
-        *(f"Tensor({n}!)? {n}=None" if n in states else f"Tensor? {n}=None" for n in others),
-        "*",
-        *(f"Tensor? {name}=None" for name in _packed_names(table)),
-        'str layout=""',
-    ]
-    returned = ", ".join(["Tensor"] * len(outputs))
-    result = returned if len(outputs) == 1 else f"({returned})"
-    return f"{table.name}({', '.join(parameters)}) -> {result}"
+    """Return the operator's signature in torch's notation, the same for all libraries."""
+    roles = _roles(table)
+    parameters: list[str] = []
+    for name in given_names(table):
+        kind = f"Tensor(a{len(parameters)}!)" if roles[name] == "state" else "Tensor"
+        parameters.append(f"{kind}? {name}=None" if parameters else f"{kind} {name}")
+    outputs = ["Tensor"] * list(roles.values()).count("output")
+    returned = outputs[0] if len(outputs) == 1 else f"({', '.join(outputs)})"
+    return f'{table.name}({", ".join(parameters)}, *, str layout="") -> {returned}'
+
+
+def given_names(table: OperatorTable) -> tuple[str, ...]:
+    """Name the arguments that torch gives: all but workspaces and outputs."""
+    roles = _roles(table)
+    return tuple(n for n in table.signature if roles[n] not in ("workspace", "output"))
 
 
 def _define(table: OperatorTable) -> None:
-    names = caller_names(table)
+    names = given_names(table)
     _fragment.define(schema(table), tags=(torch.Tag.pt2_compliant_tag,))
 
     def compute(*inputs: Any, layout: str = "", **data: Any) -> Any:
@@ -147,6 +149,5 @@ def call_in_graph(
     given = [tensor for tensor in tensors if not isinstance(tensor, Packed)]
     inputs = {**dict(zip(names, given, strict=False)), **named}
     packed = data[0].torch if data else {}
-    op = getattr(torch.ops.wattune, operator)
-    result = op(*(inputs.get(name) for name in names), **packed)
+    result = getattr(torch.ops.wattune, operator)(**inputs, **packed)
     return result if out is None else out.copy_(result)
