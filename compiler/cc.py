@@ -48,12 +48,12 @@ def run(command: Sequence[str | Path]) -> str:
 def cache_folder() -> Path:
     """Return the folder for compiled helpers: the user's cache, or a temporary one without it."""
     root = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(root) if root else Path.home() / ".cache") / "wattune"
     try:
+        folder = (Path(root) if root else Path.home() / ".cache") / "wattune"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where there is no home
         return Path(tempfile.mkdtemp(prefix="wattune-"))
 
 

@@ -60,7 +60,6 @@ class BuildPool:
         ]
         self._timeout = timeout
         self._jobs: dict[WorkerProcess, Candidate] = {}
-        self._built: dict[WorkerProcess, int] = dict.fromkeys(self.processes, 0)
         self._waiting: deque[Candidate] = deque()
         self._folder = folder
         self._count = 0
@@ -124,10 +123,8 @@ class BuildPool:
                 process.send(request, self._timeout)
 
     def _result(self, process: WorkerProcess, candidate: Candidate, answer: Message) -> BuildResult:
-        self._built[process] += 1
-        if self._built[process] >= RECYCLE_AFTER:
+        if process.answered >= RECYCLE_AFTER:
             process.kill()
-            self._built[process] = 0
         if "path" not in answer:
             message = answer.get("message") or answer.get("error", "")
             return BuildResult(candidate, None, "build_error", message)

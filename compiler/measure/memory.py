@@ -29,7 +29,8 @@ def huge_pages_available() -> bool:
 
 def pages(size: int, huge: bool) -> NDArray[np.uint8]:
     """Map zeroed memory, aligned to a huge page; on huge pages where asked and available."""
-    mapping = _private(size + _HUGE)
+    # Whole huge pages: a part of one would lie on small ones.
+    mapping = _private(-(-size // _HUGE) * _HUGE + _HUGE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         mapping.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
     whole = np.frombuffer(mapping, dtype=np.uint8)

@@ -45,7 +45,7 @@ class WorkerProcess:
     """One worker: a module with a ``start`` function that calls `serve`.
 
     At most one request is under way. A worker that died or was killed starts again with the next
-    request.
+    request; ``answered`` counts what it has answered since it started.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class WorkerProcess:
         self._timeout: float = 0.0
         self._deadline: float | None = None
         self._ready = False
+        self.answered = 0
 
     @property
     def busy(self) -> bool:
@@ -80,6 +81,8 @@ class WorkerProcess:
 
     def send(self, request: Message, timeout: float) -> None:
         """Start a job; the time-out counts from when the worker has started."""
+        if self._process is not None and self._process.poll() is not None:
+            self.kill()  # ended while idle: not the fault of this job
         if self._process is None:
             self._start()
         self._timeout = timeout
@@ -97,6 +100,7 @@ class WorkerProcess:
             message: Message = json.loads(line)
             if not message.pop("ready", False):
                 self._deadline = None
+                self.answered += 1
                 return message
             self._ready = True
             self._deadline = time.monotonic() + self._timeout
@@ -116,7 +120,7 @@ class WorkerProcess:
     def kill(self) -> None:
         """End the worker and everything it started, at once."""
         process, self._process = self._process, None
-        self._deadline, self._ready, self._buffer = None, False, b""
+        self._deadline, self._ready, self._buffer, self.answered = None, False, b"", 0
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError):

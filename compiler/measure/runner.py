@@ -8,16 +8,19 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from wattune.compiler.cc import compiler
 from wattune.compiler.measure.affinity import divide, openmp_environment, usable_cpus
 from wattune.compiler.measure.builder import BuildPool, BuildResult
+from wattune.compiler.measure.meters import open_meter
 from wattune.compiler.measure.pool import cold_footprint
 from wattune.compiler.measure.process import Message, WorkerDied, WorkerHung, WorkerProcess, wait
 from wattune.compiler.measure.timing import BUDGET_SECONDS
-from wattune.errors import TargetError, UnknownNameError
+from wattune.errors import MissingDependencyError, TargetError, UnknownNameError
 from wattune.schedules.candidate import (
     Candidate,
     Conditions,
@@ -67,18 +70,23 @@ class LocalRunner(Runner):
             raise UnknownNameError("measuring mode", mode, BUDGET_SECONDS)
         if not target.runs_here():
             raise TargetError("the target asks for features or cores that this machine lacks")
+        if find_spec("tvm") is None:
+            raise MissingDependencyError("apache-tvm", "tuning")
+        compiler()  # an error now, not for every candidate
         for module in template_modules:
             register_module(target.kind, module)
         self._target, self._mode, self._run_timeout = target, mode, run_timeout
         self._folder = Path(tempfile.mkdtemp(prefix="wattune-"))
         cpus = usable_cpus()
         measuring, free = divide(cpus, target.threads)
-        self._overlap = bool(free)
+        # An energy counter counts every core.
+        self._overlap = bool(free) and open_meter(target.kind) is None
+        building = free if self._overlap else cpus
         self._pool = BuildPool(
-            build_workers or len(free or cpus),
+            build_workers or len(building),
             self._folder,
             build_timeout,
-            free or cpus,
+            building,
             template_modules,
             target.kind,
         )
@@ -120,7 +128,7 @@ class LocalRunner(Runner):
             if result.failure is not None:
                 yield self._failed(result, result.failure, result.message)
                 continue
-            record = self._record(result, self._ask(result))
+            record = self._record(result, self._measured(result))
             if record.measurement is not None:
                 key = result.candidate.problem.key
                 self._best[key] = min(record.latency, self._best.get(key, record.latency))
@@ -141,7 +149,7 @@ class LocalRunner(Runner):
                 if result.failure is not None:
                     known[:] = [self._failed(result, result.failure, result.message)]
                 elif not known or known[-1].valid:
-                    known.append(self._record(result, self._ask(result, verify=turn == 0)))
+                    known.append(self._record(result, self._measured(result, verify=turn == 0)))
         for result in built.values():
             self._delete(result)
         return [_merged(records[candidate]) for candidate in candidates]
@@ -169,8 +177,24 @@ class LocalRunner(Runner):
                 raise TargetError("a candidate is for another target than this runner measures on")
         return candidates
 
-    def _ask(self, result: BuildResult, verify: bool = True) -> Message:
+    def _measured(self, result: BuildResult, verify: bool = True) -> Message:
         """Have one library measured; a worker that crashes or hangs is an answer too."""
+        while True:
+            first = self._worker.answered == 0
+            try:
+                answer = self._ask(result, verify)
+            except WorkerHung as error:
+                return {"failure": "timeout", "message": f"run: {error}"}
+            except WorkerDied as error:
+                if first:
+                    return {"failure": "crash", "message": f"the measuring process was {error}"}
+                # An earlier candidate may have damaged the process: again in a fresh one.
+                continue
+            if "error" in answer:
+                return {"failure": "crash", "message": answer["error"]}
+            return answer
+
+    def _ask(self, result: BuildResult, verify: bool) -> Message:
         problem = result.candidate.problem
         request: Message = {
             "problem": problem.to_json(),
@@ -186,12 +210,10 @@ class LocalRunner(Runner):
             while (answer := self._worker.poll()) is None:
                 wait([self._worker, *self._pool.processes])
                 self._pool.pump()
-        except WorkerHung as error:
-            return {"failure": "timeout", "message": f"run: {error}"}
-        except WorkerDied as error:
-            return {"failure": "crash", "message": f"the measuring process was {error}"}
-        if "error" in answer:
-            return {"failure": "crash", "message": answer["error"]}
+        except BaseException:
+            # Interrupted: a late answer must not be taken for that of the next request.
+            self._worker.kill()
+            raise
         return answer
 
     def _record(self, result: BuildResult, answer: Message) -> Record:

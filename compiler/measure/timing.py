@@ -53,13 +53,18 @@ class Plan:
     batch: int
 
 
+def too_slow(seconds: float, best: float | None) -> bool:
+    """Say whether a candidate is so far behind the best known one that few runs are enough."""
+    return best is not None and seconds > SLOW * best
+
+
 def plan(seconds: float, budget: float, copies: int | None, best: float | None) -> Plan:
     """Decide how often to call a kernel that takes about ``seconds``.
 
     ``copies`` is the length of one rotation, None where nothing rotates; ``best`` is the fastest
     latency known for the problem.
     """
-    if best is not None and seconds > SLOW * best:
+    if too_slow(seconds, best):
         return Plan(FEW_SAMPLES, 1)
     batch = max(1, round(SAMPLE_SECONDS / seconds))
     least = LEAST_SAMPLES if copies is None else min(LEAST_SAMPLES, max(FEW_SAMPLES, copies))

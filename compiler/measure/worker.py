@@ -22,7 +22,7 @@ from wattune.compiler.measure.memory import huge_pages_available
 from wattune.compiler.measure.meters import open_meter
 from wattune.compiler.measure.pool import Pool, Rotation, stride_of
 from wattune.compiler.measure.process import Handler, Message, serve
-from wattune.compiler.measure.timing import Timer
+from wattune.compiler.measure.timing import Timer, too_slow
 from wattune.compiler.measure.verify import verify
 from wattune.errors import MeasureError
 from wattune.ops import Argument, operator, problem_from_json
@@ -85,8 +85,9 @@ class Measurer:
             bound = self._binder.bind(problem, pack, sizes)
         verified = time.perf_counter()
         timer = Timer(library.address("kernel"), bound.call, self._rotations(bound), self._position)
-        samples = timer.measure(request["budget"], self._mode == "cold", request["best"])
-        joules = self._energy(timer, float(np.median(samples)))
+        best = request["best"]
+        samples = timer.measure(request["budget"], self._mode == "cold", best)
+        joules = None if too_slow(min(samples), best) else self._energy(timer, samples)
         self._position = timer.position
         return {
             "seconds": samples,
@@ -124,11 +125,11 @@ class Measurer:
 
         return fill
 
-    def _energy(self, timer: Timer, seconds: float) -> float | None:
+    def _energy(self, timer: Timer, samples: tuple[float, ...]) -> float | None:
         """Return joules per call over a loop long enough for the counter's resolution."""
         if self._meter is None:
             return None
-        calls = max(1, round(ENERGY_SECONDS / seconds))
+        calls = max(1, round(ENERGY_SECONDS / float(np.median(samples))))
         before = self._meter.joules()
         timer.run(1, calls)
         return (self._meter.joules() - before) / calls
