@@ -24,7 +24,7 @@ def ops_command(target: str, threads: int | None, as_json: bool) -> None:
         print_json({"target": where.to_json(), "operators": found})
         return
     for op in found:
-        print_table((op["name"], op["summary"]), ())
+        click.echo(f"{op['name']}: {op['summary']}")
         formats = [(name, f"{bits:.3f}") for name, bits in op["formats"].items()]
         print_table(("  format", ">bits per value"), [(f"  {n}", b) for n, b in formats])
         rows = [(f"  {t['name']}", t["format"], ", ".join(t["serves"])) for t in op["templates"]]

@@ -41,14 +41,38 @@ def write_json(data: Any, path: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
-    """Print a table; columns whose name starts with ``>`` are right-aligned."""
+    """Print a table; columns whose name starts with ``>`` are right-aligned.
+
+    Where the terminal is too narrow for it, each row becomes a few lines.
+    """
+    out = console()
+    cells = [[str(cell) for cell in row] for row in rows]
+    names = [name.lstrip(">").strip() for name in columns]
+    if out.is_terminal and _width(columns, cells) > out.width:
+        out.print(_blocks(names, cells, title), markup=False)
+        return
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for name in columns:
         right = name.startswith(">")
         table.add_column(name.lstrip(">"), justify="right" if right else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    out.print(table, markup=False)
+
+
+def _width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Return the characters that a line of the table takes."""
+    lines = [list(columns), *rows]
+    return sum(max(len(line[at]) for line in lines) + 2 for at in range(len(columns)))
+
+
+def _blocks(names: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> str:
+    """Return a paragraph for each row: its first cell, then the others with their names."""
+    lines = [title] if title else []
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    console().print(table, markup=False)
+        pairs = [f"{name} {cell}" for name, cell in zip(names[1:], row[1:], strict=True)]
+        lines += [row[0], f"  {', '.join(pairs)}"]
+    return "\n".join(lines)
 
 
 def duration(seconds: float) -> str:

@@ -8,14 +8,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from wattune.compiler.cli.output import console, say
 
@@ -37,9 +31,11 @@ class Bar:
     def __enter__(self) -> Self:
         """Show the bar."""
         if self._console.is_terminal:
-            self._progress = Progress(*self._columns(), console=self._console, transient=True)
+            self._progress = Progress(
+                *self._columns(), console=self._console, transient=True, expand=True
+            )
             self._progress.start()
-            self._task = self._progress.add_task(self.name, total=self.total, text="")
+            self._task = self._progress.add_task(self.name, total=self.total, text="", shown="")
         return self
 
     def __exit__(
@@ -52,19 +48,27 @@ class Bar:
         if self._progress:
             self._progress.stop()
 
-    def update(self, count: int, text: str = "") -> None:
-        """Set the count and the text beside it."""
+    def update(self, count: int, text: str = "", shown: str | None = None) -> None:
+        """Set the count and the text beside it; ``shown`` stands for the count where given."""
+        if shown is None:
+            shown = f"{count}/{self.total}" if self.total else str(count)
         if self._progress:
-            self._progress.update(self._task, completed=count, text=text)
+            self._progress.update(self._task, completed=count, text=text, shown=shown)
         elif time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
-            of = f"/{self.total}" if self.total else ""
-            say(f"{self.name}: {count}{of} {text}".rstrip())
+            say(f"{self.name}: {shown} {text}".rstrip())
 
     def _columns(self) -> tuple[ProgressColumn, ...]:
-        wide: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), BarColumn(20))
-        narrow = (MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[text]}"))
-        return (*(wide if self._console.width >= NARROW else ()), *narrow)
+        """Return the columns; where there is little room the text is cut, not the numbers."""
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        narrow = (
+            TextColumn("{task.fields[shown]}", table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[text]}", table_column=rest, markup=False),
+        )
+        if self._console.width < NARROW:
+            return narrow
+        return (TextColumn("{task.description}"), BarColumn(20), *narrow)
 
 
 @contextmanager

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 DEFAULT_TRIALS = 200
 # With minutes alone, trials must not end the tune.
 ANY_TRIALS = 1_000_000
+_PHASES = {
+    "limits": "measuring the machine's limits",
+    "search": "searching",
+    "layouts": "comparing layouts",
+    "confirm": "confirming",
+}
 
 
 class TuneBar:
@@ -60,9 +66,12 @@ class TuneBar:
                 text += f" {duration(event.best.latency)}"
         else:
             return
-        count = int(time.monotonic() - self.started) if self.by_time else self.trials
-        trials = f"{self.trials} trials, " if self.by_time else ""
-        self.bar.update(count, f"{trials}{self.phase} {text}".rstrip())
+        what = f"{_PHASES.get(self.phase, self.phase)} {text}".rstrip()
+        if self.by_time:
+            passed = int(time.monotonic() - self.started)
+            self.bar.update(passed, what, f"{self.trials} trials")
+        else:
+            self.bar.update(self.trials, what)
 
 
 @click.command("tune")
