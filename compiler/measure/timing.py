@@ -24,6 +24,8 @@ MOST_SAMPLES = 4000
 # A candidate this much slower than the best known one is measured with a few calls only.
 SLOW = 5.0
 FEW_SAMPLES = 3
+# Where the least number of samples takes this many budgets, there are fewer.
+MOST_BUDGETS = 5
 # Shorter calls are timed in batches, so that reading the clock costs less than 1 %.
 SAMPLE_SECONDS = 4e-6
 WARM_SECONDS = 0.005
@@ -58,14 +60,11 @@ def too_slow(seconds: float, best: float | None) -> bool:
     return best is not None and seconds > SLOW * best
 
 
-def plan(seconds: float, budget: float, copies: int | None, best: float | None) -> Plan:
+def plan(seconds: float, budget: float, copies: int | None) -> Plan:
     """Decide how often to call a kernel that takes about ``seconds``.
 
-    ``copies`` is the length of one rotation, None where nothing rotates; ``best`` is the fastest
-    latency known for the problem.
+    ``copies`` is the length of one rotation, None where nothing rotates.
     """
-    if too_slow(seconds, best):
-        return Plan(FEW_SAMPLES, 1)
     batch = max(1, round(SAMPLE_SECONDS / seconds))
     least = LEAST_SAMPLES if copies is None else min(LEAST_SAMPLES, max(FEW_SAMPLES, copies))
     return Plan(min(MOST_SAMPLES, max(least, round(budget / (seconds * batch)))), batch)
@@ -124,9 +123,14 @@ class Timer:
         return seconds[:done]
 
     def measure(self, budget: float, rotate: bool, best: float | None) -> tuple[float, ...]:
-        """Return latency samples in seconds, the first runs dropped."""
-        seconds = float(self.run(FEW_SAMPLES).min())
-        chosen = plan(seconds, budget, self._sets if rotate else None, best)
-        if chosen.samples > FEW_SAMPLES:
-            self.run(MOST_SAMPLES, chosen.batch, WARM_SECONDS)
-        return summary(self.run(chosen.samples, chosen.batch, 10 * budget))
+        """Return latency samples in seconds, the first runs dropped; few of a slow candidate.
+
+        ``best`` is the fastest latency known for the problem.
+        """
+        first = self.run(FEW_SAMPLES, limit=budget)
+        seconds = float(first.min())
+        if too_slow(seconds, best):
+            return summary(first)
+        chosen = plan(seconds, budget, self._sets if rotate else None)
+        self.run(MOST_SAMPLES, chosen.batch, WARM_SECONDS)
+        return summary(self.run(chosen.samples, chosen.batch, MOST_BUDGETS * budget))

@@ -15,7 +15,7 @@ from wattune.compiler.measure.ffi import Call
 from wattune.compiler.measure.memory import Guarded, pages
 from wattune.compiler.measure.meters import open_meter
 from wattune.compiler.measure.pool import Pool, cold_footprint, stride_of
-from wattune.compiler.measure.timing import Plan, Timer, plan, summary
+from wattune.compiler.measure.timing import Plan, Timer, plan, summary, too_slow
 from wattune.compiler.measure.verify import difference
 from wattune.errors import MeasureError
 from wattune.ops import TernaryGemm, Tolerance
@@ -77,12 +77,14 @@ def test_cold_footprint_leaves_the_caches_and_fits_the_memory() -> None:
 
 
 def test_plans() -> None:
-    assert plan(1e-3, 0.1, None, None) == Plan(100, 1)
-    assert plan(1e-2, 0.1, None, None) == Plan(15, 1), "at least 15 samples"
-    assert plan(1e-2, 0.1, 8, None) == Plan(10, 1), "or the budget, where a rotation is shorter"
-    assert plan(1e-1, 0.1, 8, None) == Plan(8, 1), "or one rotation"
-    assert plan(6e-3, 0.1, None, 1e-3) == Plan(3, 1), "bad candidates are cut short"
-    assert plan(1e-7, 0.1, None, 1e-7).batch == 40, "short calls are timed together"
+    assert plan(1e-3, 0.1, None) == Plan(100, 1)
+    assert plan(1e-2, 0.1, None) == Plan(15, 1), "at least 15 samples"
+    assert plan(1e-2, 0.1, 8) == Plan(10, 1), "or the budget, where a rotation is shorter"
+    assert plan(1e-1, 0.1, 8) == Plan(8, 1), "or one rotation"
+    assert plan(1e-7, 0.1, None).batch == 40, "short calls are timed together"
+    assert too_slow(6e-3, 1e-3)
+    assert not too_slow(4e-3, 1e-3)
+    assert not too_slow(4e-3, None)
 
 
 def test_a_summary_keeps_minimum_median_and_maximum() -> None:
