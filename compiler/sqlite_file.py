@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -107,7 +108,7 @@ def open_file(path: Path, create: bool, read_only: bool, timeout: float) -> sqli
                 _initialise(connection)
             _check(connection, path)
             if not read_only:
-                _prepare_writing(connection)
+                _prepare_writing(connection, timeout)
         except BaseException:
             connection.close()
             raise
@@ -194,12 +195,31 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         raise DatabaseError(f"database {path} {_DAMAGED.format(detail=detail)}")
 
 
-def _prepare_writing(connection: sqlite3.Connection) -> None:
-    # SQLite opens what it may not write as read-only, without a word: ask now, not after hours.
+def _prepare_writing(connection: sqlite3.Connection, timeout: float) -> None:
+    # SQLite opens what it may not write as read-only, without a word: try now, not after hours.
     connection.execute("BEGIN IMMEDIATE")
-    connection.execute("ROLLBACK")
-    # A file system that cannot do WAL (some network mounts) answers with the mode it keeps;
-    # every mode survives the death of a process, so that is no error.
-    connection.execute("PRAGMA journal_mode = WAL")
+    try:
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    finally:
+        connection.execute("ROLLBACK")
+    _switch_to_wal(connection, timeout)
     # In WAL mode NORMAL loses nothing when a process is killed; FULL would cost an fsync a record.
     connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> None:
+    """Turn on the write-ahead log, which lets others read while one process writes.
+
+    A file system that cannot do it (some network mounts) keeps its mode without an error; every
+    mode survives the death of a process, so that is fine.
+    """
+    deadline = time.monotonic() + timeout
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait here by itself when several processes create the file at once.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)

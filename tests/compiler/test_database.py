@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -144,22 +145,29 @@ def test_kill_9_loses_no_record_whose_add_returned(path: Path, after: int) -> No
         assert database.add(make_record(10**6)), "a killed writer must leave no lock behind"
 
 
-def _write_many(path: Path, start: int) -> None:
-    with Database(path) as database:
-        for number in range(start, start + 50):
-            database.add(make_record(number))
+def _write_many(folder: Path, start: int, barrier: Barrier) -> None:
+    for file in range(10):
+        barrier.wait()
+        with Database(folder / f"{file}.sqlite") as database:
+            for number in range(start, start + 10):
+                database.add(make_record(number))
 
 
-def test_processes_create_and_write_one_file_together(path: Path) -> None:
+def test_processes_create_and_write_one_file_together(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_write_many, args=(path, 100 * n)) for n in range(4)]
+    barrier = context.Barrier(4, timeout=30)
+    workers = [
+        context.Process(target=_write_many, args=(tmp_path, 100 * number, barrier))
+        for number in range(4)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0] * 4
-    with Database(path) as database:
-        assert len(database) == 200
+    for file in range(10):
+        with Database(tmp_path / f"{file}.sqlite") as database:
+            assert len(database) == 40
 
 
 def test_a_lock_held_too_long_is_named(path: Path) -> None:
@@ -312,6 +320,8 @@ def test_what_may_not_be_written_can_still_be_read(shared_folder: Path) -> None:
     with Database(path) as database:
         database.add(make_record())
     path.chmod(0o444)
+    shared_folder.chmod(0o777)
+    assert "read-only; make both writable" in _as_a_stranger(lambda: Database(path).close())
     shared_folder.chmod(0o555)
 
     def read() -> None:
@@ -350,6 +360,19 @@ def test_lines_merge_databases_without_doubles(path: Path) -> None:
         assert mine.import_lines(lines) == ImportReport(added=1, skipped=1)
         assert mine.import_lines(lines) == ImportReport(added=0, skipped=2)
         assert mine.records() == records
+
+
+def test_an_import_that_breaks_off_leaves_nothing(path: Path) -> None:
+    with Database(path) as database:
+        database._connection.execute(
+            "CREATE TRIGGER break_off BEFORE INSERT ON records WHEN NEW.failure IS NOT NULL "
+            "BEGIN SELECT RAISE(ABORT, 'broken off'); END"
+        )
+        records = [make_record(0), make_record(1), make_record(2, failure="crash")]
+        with pytest.raises(DatabaseError, match="broken off"):
+            database.import_lines(record_to_line(record) for record in records)
+        assert len(database) == 0
+        assert database.add(records[0]), "no transaction may stay open"
 
 
 def _changed(**leaves: object) -> str:

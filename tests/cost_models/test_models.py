@@ -22,7 +22,7 @@ from wattune.cost_models.metrics import (
 from wattune.cost_models.prior import default_rates
 from wattune.cost_models.xgboost_model import XGBoostModel
 from wattune.errors import DatabaseError, MissingDependencyError, UnknownNameError
-from wattune.schedules.candidate import Record
+from wattune.schedules.candidate import Conditions, Record
 
 
 def trained(records: list[Record], name: str = "xgboost") -> CostModel:
@@ -81,7 +81,7 @@ def test_uncertainty_is_about_as_large_as_the_error(world: World) -> None:
     measured = np.array([record.latency for record in records[64:]])
     error = np.abs(np.log(predicted.latency / measured))
     within = np.mean(error <= predicted.latency_std)
-    assert 0.5 <= within <= 0.95
+    assert 0.6 <= within <= 0.95
     assert spearman(predicted.latency_std, error) > 0
 
 
@@ -164,6 +164,8 @@ def test_a_few_joules_already_give_an_energy(world: World) -> None:
 @pytest.mark.parametrize("name", ["xgboost", "prior", "random"])
 def test_a_model_comes_back_from_text_as_it_was(world: World, name: str, tmp_path: Path) -> None:
     records = world.records(60, failing=True) + world.records(20, LARGE, energy=True)
+    # What is seen first decides the order of the columns; here it is not what is predicted.
+    records[0] = dataclasses.replace(records[0], conditions=Conditions("hot", threads=2))
     candidates = world.candidates(50) + world.candidates(50, LARGE)
     model = cost_model(name)
     model.update(records[:70])
@@ -175,7 +177,7 @@ def test_a_model_comes_back_from_text_as_it_was(world: World, name: str, tmp_pat
     loaded = cost_model(name)
     loaded.load(tmp_path / "model.json")
     for each in (model, loaded):
-        each.update(records)
+        each.update(records[70:])
     assert_equal(loaded.predict(candidates), model.predict(candidates))
 
 
