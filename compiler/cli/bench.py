@@ -140,7 +140,7 @@ def _print(result: BenchResult) -> None:
     for problem in dict.fromkeys(canonical(row.problem) for row in result.rows):
         rows = [row for row in result.rows if canonical(row.problem) == problem]
         first = rows[0]
-        title = f"{problem_from_json(first.problem)}, {first.mode}, {first.threads} threads"
+        title = f"{problem_from_json(first.problem)}, {first.mode}, {first.threads} thread(s)"
         cells = [
             (
                 row.implementation,

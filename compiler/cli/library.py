@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from wattune.compiler.cli.options import (
     Workload,
@@ -47,8 +48,9 @@ def compile_command(
     from wattune.compiler.library import compile as compile_library
 
     work = needed(workload)
-    # The default database may not be there yet: then everything gets its default schedule.
-    found = Path(database).exists()
+    # The usual database may not be there yet; one that was named must be.
+    source = click.get_current_context().get_parameter_source("database")
+    found = Path(database).exists() or source is not ParameterSource.DEFAULT
     if not found:
         say(f"{database} does not exist: default schedules")
     with status("compiling"):
