@@ -103,7 +103,8 @@ def _group_layout(
 ) -> Layout | None:
     """Return the layout of a group; None where a lone problem has no record."""
     if len(group.members) == 1:
-        board = boards[group.members[0]]
+        lone = group.members[0]
+        board = _trusted(boards)[lone] or boards[lone]
         return min(board, key=lambda layout: board[layout][0]) if board else None
     common = common_layouts(group, target)
     if not common:
@@ -144,7 +145,8 @@ def _fallback(
     measured = [p for p in group.members if boards[p]]
     if measured:
         heaviest = max(measured, key=lambda p: weights[p])
-        return min(boards[heaviest], key=lambda layout: boards[heaviest][layout][0])
+        board = _trusted(boards)[heaviest] or boards[heaviest]
+        return min(board, key=lambda layout: board[layout][0])
     first = layout_of(default_candidate(group.smallest, target))
     return first if first in common else common[0]
 

@@ -38,7 +38,8 @@ def confirm(session: Session, phase: Phase, layouts: Mapping[Problem, Sequence[L
     waiting.sort(key=lambda task: -_importance(session, task))
     for done, task in enumerate(waiting):
         seconds = session.budget.time_left(phase.time) / (len(waiting) - done)
-        most = max(1, min(FINALISTS, int(seconds / _COST / session.seconds_per_candidate()) - 1))
+        fit = seconds / _COST / session.seconds_per_candidate() - 1
+        most = int(max(1, min(FINALISTS, fit)))
         finalists = choose_finalists(session, task, most, layouts.get(task.problem, ()))
         if len(finalists) > 1:
             started = time.time()

@@ -96,7 +96,7 @@ def smooth(candidate: Candidate) -> float:
         + (v["stream"] is False)
     )
     slower = 4.0 if candidate.schedule.template == "slow" else 1.0
-    return candidate.problem.sizes["tokens"] * slower * 1e-3 * 1.1**steps
+    return float(candidate.problem.sizes["tokens"] * slower * 1e-3 * 1.1**steps)
 
 
 def best_of_all(candidate: Candidate) -> bool:
