@@ -20,7 +20,7 @@ from wattune.ops.dtypes import itemsize, numpy_dtype
 from wattune.ops.operator import Array
 from wattune.schedules.program import CACHE_LINE, alignment
 
-CACHE_BYTES = 1 << 30
+CACHE_BYTES = 512 << 20
 _INTEGER_POISON = 0x5A
 
 T = TypeVar("T")

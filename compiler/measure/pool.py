@@ -17,6 +17,9 @@ from wattune.compiler.measure.memory import pages
 CACHE_LINE = 64
 DRAWN_BYTES = 16 << 20
 LEAST_FOOTPRINT = 512 << 20
+# Regions grow in steps: another layout's copies take a little more or less, and touching memory
+# for the first time takes seconds.
+REGION_STEP = 64 << 20
 
 Fill = Callable[[int], NDArray[np.uint8]]
 
@@ -62,7 +65,9 @@ class Pool:
         if region is None or len(region) < stride * sets:
             self._regions.pop(argument, None)
             del region
-            region = self._regions[argument] = _filled(stride * sets, fill)
+            size = stride * sets
+            step = REGION_STEP if size > REGION_STEP else 1
+            region = self._regions[argument] = _filled(-(-size // step) * step, fill)
         return Rotation(int(region.ctypes.data), stride, sets)
 
 

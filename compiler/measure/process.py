@@ -138,6 +138,8 @@ class WorkerProcess:
 
     def _start(self) -> None:
         path = [entry or os.getcwd() for entry in sys.path]
+        self._errors.seek(0)
+        self._errors.truncate()
         code = _STARTER.format(path=path, module=self._module)
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -209,7 +211,9 @@ def serve(prepare: Callable[[Message], Handler]) -> None:
     # Native code may print: answers get a descriptor of their own.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    setup: Message = json.loads(sys.stdin.buffer.readline() or sys.exit(0))
+    if not (first := sys.stdin.buffer.readline()):
+        return
+    setup: Message = json.loads(first)
     handler = prepare(setup)
     requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
     temporary = setup.get("temporary")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from wattune.compiler.measure.timing import Plan, Timer, plan, summary, too_slow
 from wattune.compiler.measure.verify import difference
 from wattune.errors import MeasureError
 from wattune.ops import TernaryGemm, Tolerance
+from wattune.schedules import host
+from wattune.schedules.target import Target
 
 MIB = 1 << 20
 EXACT = Tolerance(0.0, 0.0, "exact")
@@ -68,6 +71,18 @@ def test_the_pool_tiles_what_is_drawn_and_forgets_other_operators() -> None:
     pool.rotation("op", "weight", 1000, 200, fill)
     pool.rotation("other", "weight", 1000, 10, fill)
     assert len(drawn) == 3
+
+
+def test_large_regions_leave_room_for_other_layouts() -> None:
+    pool, drawn = Pool(), []
+
+    def fill(count: int) -> np.ndarray:
+        drawn.append(count)
+        return np.zeros(count, dtype=np.uint8)
+
+    for size in (MIB, MIB + 5 * 64, MIB // 2, MIB - 64):
+        pool.rotation("op", "weight", size, 126 * MIB // stride_of(size), fill)
+    assert len(drawn) == 1
 
 
 def test_cold_footprint_leaves_the_caches_and_fits_the_memory() -> None:
@@ -226,3 +241,16 @@ def test_pages_are_zero_and_aligned() -> None:
     assert memory.ctypes.data % (2 * MIB) == 0
     assert len(memory) == 3 * MIB
     assert not memory.any()
+
+
+def test_the_fingerprint_names_device_and_toolchain(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target.native(1)
+    here = host.fingerprint(target)
+    assert here == host.fingerprint(target)
+    assert re.fullmatch(r"[a-z0-9.-]+-[0-9a-f]{12}", here)
+    monkeypatch.setattr(host, "device_name", lambda: "Other CPU @ 3 GHz (6-1-2)")
+    other = host.fingerprint(target)
+    assert other.startswith("other-cpu-3-ghz-")
+    versions = {**host.toolchain(), "apache-tvm": "99"}
+    monkeypatch.setattr(host, "toolchain", lambda: versions)
+    assert host.fingerprint(target) not in (here, other)
