@@ -54,16 +54,17 @@ static void add_expected(const WtOperator *op, const DLTensor *const *args, int3
   int count = 0;
   for (int32_t v = 0; v < op->num_variants; ++v) {
     if (first_mismatch(op, &op->variants[v], args, sizes) != at) continue;
-    const char *text = op->variants[v].slots[at].text;
-    if (listed(texts, count, text)) continue;
+    const WtSlot *slot = &op->variants[v].slots[at];
+    if (slot->role == WT_ABSENT || listed(texts, count, slot->text)) continue;
     if (count == MAX_EXPECTED) {
       wt_message_add(", ...");
       break;
     }
-    wt_message_add(count ? " or %s" : "%s", text);
-    texts[count++] = text;
+    wt_message_add(count ? " or %s" : "%s", slot->text);
+    texts[count++] = slot->text;
     memcpy(bound, sizes, sizeof(bound));
   }
+  if (count == 0) wt_message_add("none");
   if (count != 1) return;
   for (int32_t i = 0; i < op->num_symbols; ++i)
     if (bound[i] >= 0 && strstr(texts[0], op->symbol_names[i]) && at > 0)

@@ -11,6 +11,7 @@ from typing import Any
 import tvm_ffi
 
 from wattune.compiler.library.binding import Part
+from wattune.compiler.library.elf import check_library_file
 from wattune.compiler.library.entry import Entry, LayoutError
 from wattune.compiler.library.frameworks import torch_module
 from wattune.compiler.library.manifest import Manifest, OperatorTable
@@ -121,6 +122,7 @@ def _open(path: str) -> Opened:
     file = Path(path).resolve()
     if not file.is_file():
         raise LibraryError(f"{path}: no such file; give the .so that Library.export wrote")
+    check_library_file(file)
     try:
         module = tvm_ffi.load_module(str(file))
     except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wattune.compiler.library.frameworks import torch_module
 from wattune.errors import MissingDependencyError, ModelError
 from wattune.ops.operator import Array
 
@@ -50,10 +51,14 @@ class Packed:
     shared: str
     fields: Mapping[str, Any]
     data: Mapping[str, Array]
+    _torch: dict[str, Any] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Bring the arrays into memory that kernels can read."""
         object.__setattr__(self, "data", {name: aligned(a) for name, a in self.data.items()})
+        # Made here where it can be: torch.compile does not trace what is made at first use.
+        if torch_module() is not None:
+            object.__setattr__(self, "_torch", _as_torch(self.data))
 
     @property
     def format(self) -> str:
@@ -78,13 +83,12 @@ class Packed:
 
         return {name: tvm_ffi.from_dlpack(array) for name, array in self.data.items()}
 
-    @cached_property
+    @property
     def torch(self) -> dict[str, Any]:
         """Return what ``torch.ops.wattune`` takes for this: torch tensors (no copy) and layout."""
-        import torch
-
-        arrays = {name: torch.from_numpy(array) for name, array in self.data.items()}
-        return {**arrays, "layout": self.layout}
+        if self._torch is None:
+            object.__setattr__(self, "_torch", _as_torch(self.data))
+        return {**(self._torch or {}), "layout": self.layout}
 
     def to_safetensors(self, path: str | Path) -> None:
         """Write a file that `from_safetensors` reads."""
@@ -102,6 +106,12 @@ class Packed:
         """Show what was packed, without the bytes."""
         fields = ", ".join(f"{name}={value}" for name, value in self.fields.items())
         return f"<packed {self.operator}({fields}) as {self.layout}, {self.nbytes} bytes>"
+
+
+def _as_torch(data: Mapping[str, Array]) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in data.items()}
 
 
 def save_packed(path: str | Path, layers: Mapping[str, Packed]) -> None:

@@ -70,41 +70,39 @@ def _fit(variant: Variant, sources: Sources) -> int | Mismatch:
     """Return how well sources fit a variant, higher is better, or why they do not.
 
     A source that is copied as it is may be a number for all elements; exact shapes fit better.
-    Variants that need fewer sources than given fit less well: packed data serves them too.
     """
     fit = 0
-    for at, argument in enumerate(_packed_arguments(variant)):
+    arguments = _packed_arguments(variant)
+    for at, argument in enumerate(arguments):
         source = argument.source
         assert source is not None
         wanted = f"{list(source.shape)} {source.dtype}"
         if source.name not in sources:
-            return Mismatch(at, f"{source.name} is missing", wanted)
+            return Mismatch(2 * at, f"{source.name} is missing", wanted)
         shape, number = sources[source.name].shape, not argument.layout_dependent
         if shape == source.shape or (number and (*shape, 1) == source.shape):
             fit += 3
         elif number and shape in ((), (1,)):
             fit += 2
         else:
-            return Mismatch(at, f"{source.name} has shape {list(shape)}", wanted)
-    unused = set(sources) - {a.source.name for a in _packed_arguments(variant) if a.source}
-    return fit - len(unused)
+            return Mismatch(2 * at, f"{source.name} has shape {list(shape)}", wanted)
+    if unused := sorted(set(sources) - {a.source.name for a in arguments if a.source}):
+        # Closer than a variant that the last source misses, not as close as one it almost fits.
+        return Mismatch(2 * len(arguments) - 1, f"these kernels take no {unused[0]}")
+    return fit
 
 
 def _pack(part: Part, variant: Variant, sources: Sources) -> Packed:
     operator = part.table.name
     data: dict[str, Array] = {}
-    used: set[str] = set()
     for argument in _packed_arguments(variant):
         source = argument.source
         assert source is not None
-        used.add(source.name)
         values = _converted(operator, source, sources[source.name])
         if argument.layout_dependent:
             data[argument.name] = _run(part, argument, values)
         else:
             data[argument.name] = np.broadcast_to(values, source.concrete({})).copy()
-    if unused := sorted(set(sources) - used):
-        raise ArgumentError(f"{operator}.pack: these kernels take no {unused[0]}")
     return Packed(operator, variant.layout, variant.data, _common_fields(part, variant), data)
 
 

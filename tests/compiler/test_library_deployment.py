@@ -1,0 +1,96 @@
+"""Libraries where they are deployed: Python without TVM or torch, C++, C."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tvm_ffi
+from tests.compiler.libraries import IN, OUT, exported
+
+ROOT = Path(__file__).parents[2]
+
+DEPLOYMENT = f"""
+import sys
+for name in ("tvm", "torch", "xgboost", "click", "jinja2"):
+    sys.modules[name] = None
+import numpy as np
+import wattune as wt
+kernels = wt.load(sys.argv[1])
+rng = np.random.default_rng(0)
+weights = rng.integers(-1, 2, ({OUT}, {IN}), dtype=np.int8)
+packed = kernels.ternary_gemm.pack(weights, scale=0.5)
+for tokens in (0, 1, 3, 8, 21):
+    problem = wt.TernaryGemm(max(tokens, 1), {OUT}, {IN})
+    x = rng.standard_normal((tokens, {IN}), dtype=np.float32)
+    y = kernels.ternary_gemm(x, packed)
+    inputs = dict(x=x, weights=weights, scale=np.float32([0.5]))
+    expected = wt.ops.operator("ternary_gemm").reference(problem, inputs)["y"]
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+maps = open("/proc/self/maps").read()
+assert "libtvm_ffi" in maps
+assert "libtvm_runtime" not in maps and "libtvm_compiler" not in maps and "libtvm.so" not in maps
+print("served")
+"""
+
+
+def test_python_without_tvm_and_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DEPLOYMENT, str(exported())], capture_output=True, text=True
+    )
+    assert done.stdout == "served\n", done.stderr
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the C++ example as its README says."""
+    path = tmp_path_factory.mktemp("cxx") / "gemm"
+    ffi = Path(tvm_ffi.libinfo.find_libtvm_ffi())
+    folder = exported().parent
+    command: list[str | Path] = [
+        "g++",
+        "-std=c++17",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-o",
+        path,
+    ]
+    command += [ROOT / "examples/c/gemm.cc", f"-I{folder}", exported(), ffi]
+    command += [f"-Wl,-rpath,{folder}", f"-Wl,-rpath,{ffi.parent}"]
+    subprocess.run(command, check=True)
+    return path
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 21])
+def test_cxx_program(program: Path, tokens: int) -> None:
+    done = subprocess.run([program, str(OUT), str(IN), str(tokens)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{tokens} x {OUT} x {IN}: largest relative error" in done.stdout
+    assert f"expected [tokens, {IN}] float32" in done.stdout
+
+
+def test_cxx_program_with_other_sizes(program: Path) -> None:
+    done = subprocess.run([program, "5", "6", "7"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "packs no source of this shape" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "compiler", [("gcc", "-std=c11", "-xc"), ("g++", "-std=c++11", "-xc++")], ids=("c", "c++")
+)
+@pytest.mark.parametrize("dlpack", [True, False])
+def test_header_compiles(compiler: tuple[str, ...], dlpack: bool, tmp_path: Path) -> None:
+    source = tmp_path / "use"
+    source.write_text(
+        '#include "kernels.h"\n'
+        "int main(void) { DLTensor t = wattune_tensor(0, 0, 0, kDLInt, 8); return t.ndim; }\n"
+    )
+    folders = [f"-I{exported().parent}"]
+    if dlpack:
+        folders.append(f"-I{tvm_ffi.libinfo.find_dlpack_include_path()}")
+    flags = ["-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    subprocess.run([*compiler, *flags, *folders, str(source)], check=True)
