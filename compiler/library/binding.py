@@ -47,7 +47,8 @@ class Part:
 class Binding:
     """Where the tensors of a call go, as positions in the entry's argument list.
 
-    ``inputs`` are pairs of where the caller gave a tensor and where it goes; ``packed`` are the
+    ``inputs`` are pairs of where the caller gave a tensor and where it goes; ``copied`` are those
+    that may be copied into better memory (states may not: kernels write them). ``packed`` are the
     arrays of the packed data that the caller gave at ``packed_index``. ``output`` is set where
     there is one only. ``allocate`` makes the outputs for a call's tensors. ``as_bits``: some are
     numpy's bfloat16, which DLPack does not pass. ``torch`` is set where inputs are torch's.
@@ -56,6 +57,7 @@ class Binding:
     call: Callable[..., Any]
     blank: list[Any]
     inputs: tuple[tuple[int, int], ...]
+    copied: tuple[int, ...]
     packed_index: int
     packed: tuple[tuple[str, int], ...]
     workspace: int | None
@@ -163,6 +165,7 @@ def _binding(
         call=part.call,
         blank=[None] * len(at),
         inputs=tuple((i, at[name]) for name, i in found.items()),
+        copied=tuple(at[name] for name in variant.names("input") if name in found),
         packed_index=-1 if packed is None else packed,
         packed=tuple((name, at[name]) for name in variant.names("packed")),
         workspace=at[workspace[0]] if workspace else None,

@@ -128,7 +128,7 @@ class Entry:
 
     def _call_with_copies(self, binding: Binding, args: list[Any]) -> None:
         """Call again with copies of the inputs."""
-        for _, at in binding.inputs:
+        for at in binding.copied:
             args[at] = tidy(args[at])
         try:
             binding.call(*args)

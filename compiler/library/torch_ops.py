@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wattune.compiler.library.binding import Part, caller_names
+from wattune.compiler.library.binding import Part
 from wattune.compiler.library.frameworks import dtype_name, same_shape, tidy
 from wattune.compiler.library.manifest import OperatorTable, Variant
 from wattune.compiler.library.packed import Packed
@@ -69,7 +69,7 @@ def _define(table: OperatorTable) -> None:
         tensors = _given(names, inputs, data)
         part, variant = _find(table.name, tensors, layout)
         results = _allocate(variant, tensors)
-        _call(part, {**tensors, **results})
+        _call(part, variant, {**tensors, **results})
         return _returned(results)
 
     def fake(*inputs: Any, layout: str = "", **data: Any) -> Any:
@@ -129,16 +129,15 @@ def _returned(results: Tensors) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def _call(part: Part, tensors: Tensors) -> None:
+def _call(part: Part, variant: Variant, tensors: Tensors) -> None:
     from wattune.compiler.library.entry import LayoutError
 
-    args = [tensors.get(name) for name in part.table.signature]
+    signature = part.table.signature
     try:
-        part.call(*args)
+        part.call(*(tensors.get(name) for name in signature))
     except LayoutError:
-        inputs = caller_names(part.table)
-        copies = {name: tidy(tensors[name]) for name in inputs if name in tensors}
-        part.call(*({**tensors, **copies}.get(name) for name in part.table.signature))
+        copies = {name: tidy(tensors[name]) for name in variant.names("input")}
+        part.call(*({**tensors, **copies}.get(name) for name in signature))
 
 
 def call_in_graph(

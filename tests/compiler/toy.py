@@ -1,0 +1,106 @@
+"""A made-up operator with what ternary GEMM lacks: state, two outputs, two run-time sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from wattune.ops import Argument, Operator, Problem, Tolerance, Work
+from wattune.ops.operator import Array
+from wattune.schedules.program import Tensors, tensor_program
+from wattune.schedules.space import Space, Value
+from wattune.schedules.target import Target
+from wattune.schedules.template import Counts, Layout, Template
+
+
+@dataclass(frozen=True)
+class Blend(Problem):
+    """y = x + sum(table); ``bucket`` is the kernel that served each row; ``calls`` counts."""
+
+    operator: ClassVar[str] = "blend"
+    runtime: ClassVar[tuple[str, ...]] = ("rows", "context")
+
+    rows: int
+    context: int
+    columns: int = 3
+    transposed: bool = False
+
+
+class BlendOperator(Operator[Blend]):
+    name = "blend"
+    summary = "y = x + sum(table)"
+    problem = Blend
+
+    @property
+    def signature(self) -> tuple[str, ...]:
+        return ("x", "table", "calls", "y", "bucket")
+
+    def arguments(self, problem: Blend) -> tuple[Argument, ...]:
+        shape: tuple[int | str, ...] = ("rows", problem.columns)
+        return (
+            Argument("x", shape[::-1] if problem.transposed else shape, "float32", "input"),
+            Argument("table", ("context",), "float32", "input"),
+            Argument("calls", (1,), "int32", "state"),
+            Argument("y", shape, "float32", "output"),
+            Argument("bucket", ("rows",), "int32", "output"),
+        )
+
+    def make_inputs(self, problem: Blend, rng: np.random.Generator) -> dict[str, Array]:
+        raise NotImplementedError
+
+    def reference(self, problem: Blend, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        raise NotImplementedError
+
+    def work(self, problem: Blend) -> Work:
+        raise NotImplementedError
+
+    def tolerance(self, problem: Blend, output: str) -> Tolerance:
+        raise NotImplementedError
+
+    def parse_shape(self, text: str, **fields: Any) -> Blend:
+        raise NotImplementedError
+
+
+class BlendTemplate(Template):
+    name = "blend_plain"
+    operator = "blend"
+
+    def applies(self, problem: Blend, target: Target) -> bool:
+        return True
+
+    def space(self, problem: Blend, target: Target) -> Space:
+        return Space(self.name, ())
+
+    def layout(self, problem: Blend, values: Mapping[str, Value]) -> Layout:
+        return Layout("none")
+
+    def sizes(self, problem: Blend, target: Target, values: Mapping[str, Value]) -> dict[str, int]:
+        return {}
+
+    def pack(self, problem: Blend, values: Mapping[str, Value]) -> dict[str, Any]:
+        return {}
+
+    def counts(self, problem: Blend, target: Target, values: Mapping[str, Value]) -> Counts:
+        return Counts({}, {})
+
+    def lower(self, problem: Blend, target: Target, values: Mapping[str, Value]) -> Any:
+        from tvm.script import tirx as T
+
+        def body(tensors: Tensors) -> None:
+            x, table, y = tensors["x"], tensors["table"], tensors["y"]
+            T.buffer_store(tensors["calls"], tensors["calls"][0] + 1, [0])
+            with T.serial(T.cast(tensors.sizes["rows"], "int32")) as row:
+                T.buffer_store(tensors["bucket"], T.int32(problem.rows), [row])
+                with T.serial(problem.columns) as column:
+                    T.buffer_store(y, x[row, column], [row, column])
+                    with T.serial(T.cast(tensors.sizes["context"], "int32")) as i:
+                        T.buffer_store(y, y[row, column] + table[i], [row, column])
+
+        return tensor_program(BLEND.arguments(problem), {}, body)
+
+
+BLEND = BlendOperator()
+TEMPLATES: tuple[Template, ...] = (BlendTemplate(),)
