@@ -16,6 +16,10 @@ _CPU_CLOCK, _CUDA_CLOCK = 2.5e9, 1.5e9
 _CPU_BYTES = {"l1": 64.0, "l2": 24.0, "l3": 8.0, "memory": 4.0}
 _CUDA_BYTES = {"l1": 128.0, "l2": 40.0, "l3": 40.0, "memory": 15.0}
 _OPERATIONS = {"dot": 1.0, "shuffle": 1.0, "alu": 2.0, "tile": 1 / 16}
+# Every port that can multiply can also add; x86 cores shuffle whole vectors on one of two ports.
+_SHARED_PORTS = {"alu": ("dot", 1.0), "shuffle": ("dot", 0.5)}
+# A measurement this many times below the guess is no measurement.
+_DISTURBED = 10.0
 # A socket's memory does not scale with its cores.
 _CPU_MEMORY_LIMIT = 100e9
 # Seconds: one call, and waking and joining each further thread.
@@ -98,8 +102,8 @@ def measured_rates(
     """Return rates from measured limits.
 
     ``read_bandwidth(footprint in bytes, threads)`` gives bytes per second; ``operations`` the
-    measured instructions per second by unit, all threads together. What is not measured stays
-    guessed.
+    measured instructions per second by unit, all threads together. What was not measured, or under
+    a disturbance, stays guessed.
     """
     guess, count = default_rates(target), workers(target)
     # Well inside each level and outside the one before; memory far outside the last.
@@ -110,11 +114,29 @@ def measured_rates(
         "memory": min(max(2 * target.l3, 512 << 20), target.memory // 4),
     }
     measured = {name: read_bandwidth(size, target.threads) for name, size in footprints.items()}
+    units = _plausible(operations or {}, guess.operations)
     return Rates(
-        bytes={**guess.bytes, **{name: rate for name, rate in measured.items() if rate > 0}},
-        operations={**guess.operations, **(operations or {})},
+        bytes={**guess.bytes, **_plausible(measured, guess.bytes)},
+        operations={**guess.operations, **_implied(units, guess.operations), **units},
         launch=guess.launch,
     )
+
+
+def _plausible(measured: Mapping[str, float], guess: Mapping[str, float]) -> dict[str, float]:
+    """Drop what is far below even the cautious guess: something else was running meanwhile."""
+    return {
+        name: rate
+        for name, rate in measured.items()
+        if rate > guess.get(name, 0.0) / _DISTURBED and math.isfinite(rate)
+    }
+
+
+def _implied(units: Mapping[str, float], guess: Mapping[str, float]) -> dict[str, float]:
+    """Raise the guesses of units which share their ports with a measured one."""
+    return {
+        name: max(guess[name], share * units.get(unit, 0.0))
+        for name, (unit, share) in _SHARED_PORTS.items()
+    }
 
 
 def imbalance(parallelism: float, target: Target) -> float:

@@ -111,13 +111,21 @@ def test_measured_rates_replace_guesses_at_each_level_s_own_footprint() -> None:
         asked.append((footprint, threads))
         return 1e18 / footprint
 
-    rates = measured_rates(TARGET, read, {"dot": 7.0})
+    rates = measured_rates(TARGET, read, {"dot": 3e10})
     assert {threads for _, threads in asked} == {2}
     assert rates.bytes["l1"] > rates.bytes["l2"] > rates.bytes["l3"] > rates.bytes["memory"]
     assert rates.bytes["l1"] == 1e18 / (32 << 10)
-    assert rates.operations["dot"] == 7.0
-    assert rates.operations["alu"] == default_rates(TARGET).operations["alu"]
+    # Whatever multiplies also adds, and half of it shuffles.
+    assert rates.operations["dot"] == rates.operations["alu"] == 3e10
+    assert rates.operations["shuffle"] == 1.5e10
+    assert rates.operations["tile"] == default_rates(TARGET).operations["tile"]
     assert Rates.from_json(rates.to_json()) == rates
+
+
+def test_disturbed_measurements_are_left_out() -> None:
+    guess = default_rates(TARGET)
+    rates = measured_rates(TARGET, lambda footprint, threads: 1e6, {"dot": 3e7})
+    assert rates == guess
 
 
 def test_columns_never_move_and_absence_is_told() -> None:
