@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ SECONDS = 1.0
 
 
 def main() -> int:
-    """Run the three steps."""
+    """Tune, report, compile, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", default="2", help="for tuning")
     parser.add_argument("--threads", default="", help="default: all cores")
@@ -36,19 +37,23 @@ def main() -> int:
     if options.compare:
         return compare()
     FOLDER.mkdir(exist_ok=True)
-    database, library = str(FOLDER / "tuned.sqlite"), str(FOLDER / "kernels.so")
-    common = ["--model", str(MODEL), "--db", database]
-    common += ["--threads", options.threads] if options.threads else []
-    steps = (
-        ["-m", "wattune.compiler.cli", "tune", *common, "--minutes", options.minutes],
-        ["-m", "wattune.compiler.cli", "compile", *common, "-o", library],
-        [__file__, "--compare"],
+    model = ["--model", os.path.relpath(MODEL), "--db", str(FOLDER / "tuned.sqlite")]
+    threads = ["--threads", options.threads] if options.threads else []
+    commands = (
+        ["tune", *model, *threads, "--minutes", options.minutes],
+        ["report", *model, "-o", str(FOLDER / "report.html")],
+        ["compile", *model, *threads, "-o", str(FOLDER / "kernels.so")],
     )
-    for step in steps:
-        print(f"\n$ {' '.join(['python', *step])}", flush=True)
-        if status := subprocess.run([sys.executable, *step]).returncode:
+    for command in commands:
+        if status := run("wattune", ["-m", "wattune.compiler.cli", *command], command):
             return status
-    return 0
+    return run("python", [__file__, "--compare"], [os.path.relpath(__file__), "--compare"])
+
+
+def run(program: str, words: list[str], shown: list[str]) -> int:
+    """Run one step in a process of its own, after printing it as a user would type it."""
+    print(f"\n$ {program} {' '.join(shown)}", flush=True)
+    return subprocess.run([sys.executable, *words]).returncode
 
 
 def compare() -> int:
