@@ -153,10 +153,13 @@ def signs(bits: Expr, which: int) -> Expr:
     )
 
 
-def negate_where(bits: Expr, which: int, value: Expr) -> Expr:
-    """Negate the bytes for which bit ``which`` of ``bits`` is set (vptestmb, masked vpsubb)."""
-    mask = T.bitwise_and(bits, splat_u8(1 << which)) != splat_u8(0)
-    return T.Select(mask, splat(T.int8(0), BYTES) - value, value)
+def negate_unless(bits: Expr, which: int, value: Expr) -> Expr:
+    """Negate the bytes for which bit ``which`` of ``bits`` is clear (vptestnmb, masked vpsubb).
+
+    LLVM turns a test for a set bit round, and then no longer merges it with the subtraction.
+    """
+    clear = T.bitwise_and(bits, splat_u8(1 << which)).equal(splat_u8(0))
+    return T.Select(clear, splat(T.int8(0), BYTES) - value, value)
 
 
 def apply_sign(value: Expr, sign: Expr) -> Expr:

@@ -169,29 +169,56 @@ class PermuteKernel(LookupKernel):
         return ((token * self.row_vectors + v) * 2 + half) * vector.LANES
 
     def _step(self, tensors: Tensors, sums: Buffer, place: Place, chunk: Expr, step: int) -> None:
-        lane = vector.constant([16 * (i % 4) for i in range(vector.BYTES)])
-        work = tensors["workspace"]
-        codes = [self._codes(tensors, place, chunk, step, v) for v in range(self.row_vectors)]
+        """Add one index vector of every row vector, whichever way keeps fewer registers alive.
+
+        With many row vectors the tables stay and indices pass by; with many tokens the other way.
+        """
+        vectors, tokens = range(self.row_vectors), range(self.token_block)
+        if self.row_vectors >= 2 * self.token_block:
+            pairs = [
+                [self._tables(tensors, place, chunk, step, n, t) for t in tokens] for n in (0, 1)
+            ]
+            for v in vectors:
+                index, bits = self._codes(tensors, place, chunk, step, v)
+                for nibble in range(2):
+                    codes = self._decode(index, bits, step, nibble)
+                    for t in tokens:
+                        self._add(sums, t, v, pairs[nibble][t], *codes)
+            return
+        loaded = [self._codes(tensors, place, chunk, step, v) for v in vectors]
         for nibble in range(2):
-            entries, signs = [], []
-            for index, bits in codes:
-                half = T.reinterpret("int8x64", _nibble(index, nibble, vector.BYTES))
-                entries.append(T.bind(T.bitwise_or(half, lane)))
-                signs.append(
-                    vector.splat(T.int8(1), vector.BYTES)
-                    if bits is None
-                    else T.bind(vector.signs(bits, 2 * step + nibble))
-                )
-            for t in range(self.token_block):
-                at = self._table(place, chunk, step, nibble, t)
-                for half in range(2):
-                    raw = vector.load_bytes(work, at + half * vector.BYTES)
-                    table = T.bind(T.reinterpret("int8x64", raw))
-                    for v in range(self.row_vectors):
-                        slot = [self._slot(t, v, half)]
-                        looked = vector.lookup64(table, entries[v])
-                        total = vector.dot_u8s8(sums.vload(slot, I32), looked, signs[v])
-                        vector.store(sums, slot, total)
+            decoded = [self._decode(index, bits, step, nibble) for index, bits in loaded]
+            for t in tokens:
+                tables = self._tables(tensors, place, chunk, step, nibble, t)
+                for v in vectors:
+                    self._add(sums, t, v, tables, *decoded[v])
+
+    def _decode(self, index: Expr, bits: Expr | None, step: int, nibble: int) -> tuple[Expr, Expr]:
+        """Return the entries of one nibble in the table of 4 groups, and their signs."""
+        lane = vector.constant([16 * (i % 4) for i in range(vector.BYTES)])
+        half = T.reinterpret("int8x64", _nibble(index, nibble, vector.BYTES))
+        entries = T.bind(T.bitwise_or(half, lane))
+        if bits is None:
+            return entries, vector.splat(T.int8(1), vector.BYTES)
+        return entries, T.bind(vector.signs(bits, 2 * step + nibble))
+
+    def _tables(
+        self, tensors: Tensors, place: Place, chunk: Expr, step: int, nibble: int, t: int
+    ) -> list[Expr]:
+        """Load the low and the high byte table."""
+        at = self._table(place, chunk, step, nibble, t)
+        loads = [
+            vector.load_bytes(tensors["workspace"], at + half * vector.BYTES) for half in range(2)
+        ]
+        return [T.bind(T.reinterpret("int8x64", load)) for load in loads]
+
+    def _add(
+        self, sums: Buffer, t: int, v: int, tables: list[Expr], entries: Expr, signs: Expr
+    ) -> None:
+        for half, table in enumerate(tables):
+            slot = [self._slot(t, v, half)]
+            looked = vector.lookup64(table, entries)
+            vector.store(sums, slot, vector.dot_u8s8(sums.vload(slot, I32), looked, signs))
 
     def _total(self, tensors: Tensors, sums: Buffer, place: Place, token: int, v: int) -> Expr:
         """Combine both bytes and take the bias off."""
@@ -226,6 +253,11 @@ class ShuffleKernel(LookupKernel):
     def _section(self) -> int:
         """Chunks whose sums add up in 16 bits."""
         return (2**15 - 1) // (2 * CHUNK * largest_sum(self.weight))
+
+    @property
+    def _negated(self) -> bool:
+        """Say whether digit sums have the wrong sign: 512-bit masks negate what has no sign."""
+        return self.weight.coding.mirror and self.weight.width == vector.BYTES
 
     @property
     def _quarters(self) -> int:
@@ -310,11 +342,11 @@ class ShuffleKernel(LookupKernel):
         ]
 
     def _sign(self, bits: Expr | None, which: int) -> Callable[[Expr], Expr]:
-        """Return what gives looked-up digits their signs."""
+        """Return what gives looked-up digits their signs, or the opposite: see `_negated`."""
         if bits is None:
             return lambda value: value
-        if self.weight.width == vector.BYTES:
-            return lambda value: vector.negate_where(bits, which, T.bind(value))
+        if self._negated:
+            return lambda value: vector.negate_unless(bits, which, T.bind(value))
         # The bit moves to the top of its byte; bit 0 keeps the byte from being zero.
         wide = T.reinterpret("uint16x16", bits)
         moved = T.shift_left(wide, vector.splat(T.uint16(7 - which)))
@@ -332,4 +364,5 @@ class ShuffleKernel(LookupKernel):
         for i, pairs in enumerate(vector.interleave_bytes(low, high, width)):
             slot = [(2 * at + i) * lanes]
             value = vector.dot_pairs_u8s8(factors, pairs, 8 * width)
-            vector.store(words, slot, words.vload(slot, f"int16x{lanes}") + value)
+            total = words.vload(slot, f"int16x{lanes}")
+            vector.store(words, slot, total - value if self._negated else total + value)

@@ -127,7 +127,8 @@ class LookupLayout:
             if self.coding.mirror:
                 with T.grid(self.chunks, self.lanes) as (chunk, lane):
                     at = self.signs_at(block, chunk, vec) + row * self.lanes + lane
-                    vector.store(blob, [at], self._signs(weights, source, chunk, lane))
+                    first = (chunk * CHUNK * self.lanes + lane) * 2
+                    self._emit_signs(weights, blob, at, source, first)
             if self.sign_sums:
                 self._emit_sign_sum(weights, blob, block, vec * self.rows + row, source)
 
@@ -150,14 +151,19 @@ class LookupLayout:
             return T.max(value, -value)
         return value + self.coding.levels**self.coding.group // 2
 
-    def _signs(self, weights: Any, row: Expr, chunk: Expr, lane: Expr) -> Expr:
-        """Return a sign byte; steps beyond the columns read as zero weights, not negative."""
-        byte: Expr = T.int32(0)
-        for bit in range(2 * CHUNK):
-            group = ((chunk * CHUNK + bit // 2) * self.lanes + lane) * 2 + bit % 2
+    def _emit_signs(self, weights: Any, blob: Any, at: Expr, row: Expr, first: Expr) -> None:
+        """Emit one sign byte; ``first`` is its first group.
+
+        Steps beyond the columns read as zero weights, so their bits are clear.
+        """
+        byte = T.alloc_buffer((1,), "uint8", scope="local")
+        vector.store(byte, [0], T.uint8(0))
+        with T.serial(2 * CHUNK) as bit:
+            group = first + bit // 2 * (2 * self.lanes) + bit % 2
             negative = T.cast(self._value(weights, row, group) < 0, "int32")
-            byte = byte + negative * (1 << bit)
-        return T.cast(byte, "uint8")
+            set_bit = T.cast(T.shift_left(negative, bit), "uint8")
+            vector.store(byte, [0], T.bitwise_or(byte[0], set_bit))
+        vector.store(blob, [at], byte[0])
 
     def _value(self, weights: Any, row: Expr, group: Expr) -> Expr:
         """Return the group's weights as one number, the first weight most significant."""
