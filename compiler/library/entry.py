@@ -62,11 +62,13 @@ class Entry:
         if binding is None:
             binding = self._bindings[key] = self._bind(tensors, named)
         args = binding.blank.copy()
-        for i, at in binding.inputs:
-            args[at] = tensors[i]
-        if binding.torch is not None:
-            for i, _ in binding.inputs:
-                if tensors[i].requires_grad and binding.torch.is_grad_enabled():
+        if binding.torch is None:
+            for i, at in binding.inputs:
+                args[at] = tensors[i]
+        else:
+            for i, at in binding.inputs:
+                args[at] = tensor = tensors[i]
+                if tensor.requires_grad and binding.torch.is_grad_enabled():
                     raise ArgumentError(_NO_GRADIENTS.format(self.name))
         if binding.packed:
             held = tensors[binding.packed_index].tensors
