@@ -28,6 +28,9 @@ _T4_INVALIDITY = {
 _T4_FAILED = {"compile": "CompilationFailedConfig"}
 _T4_FAILED_LATER = "RuntimeFailedConfig"
 
+# Seconds since 1970 that a date can still hold.
+_YEAR_10000 = 253402300800
+
 
 def check_record(record: Record) -> Record:
     """Return the record; raises `RecordError` where a number or a name in it cannot be."""
@@ -48,24 +51,44 @@ def check_record(record: Record) -> Record:
         ("schedule.template", record.candidate.schedule.template),
         ("message", record.message),
     ):
-        if not isinstance(text, str):
+        if not _is_text(text):
             raise RecordError(f"{name} is {text!r}; allowed: text")
     threads = record.conditions.threads
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 1 << 20:
         raise RecordError(f"conditions.threads is {threads!r}; allowed: an integer >= 1")
-    if not _is_number(provenance.created):
-        raise RecordError(f"provenance.created is {provenance.created!r}; allowed: seconds")
+    created = provenance.created
+    if not _is_number(created) or not 0 <= created < _YEAR_10000:
+        raise RecordError(f"provenance.created is {created!r}; allowed: seconds since 1970")
     for knob, choice in record.candidate.schedule.knobs:
         if not isinstance(choice, int | str):
             raise RecordError(f"knob {knob} is {choice!r}; allowed: an integer, a flag or text")
     for fact, number in record.facts.items():
         if not _is_number(number):
             raise RecordError(f"facts.{fact} is {number!r}; allowed: a number")
+    try:
+        hash(record)
+    except TypeError as error:
+        raise RecordError(
+            f"a field holds a list or an object where none can be: {error}"
+        ) from error
     return record
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _is_text(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        # JSON can spell half a character, UTF-8 and SQLite cannot.
+        return False
 
 
 def _positive(name: str, value: object) -> None:
@@ -93,7 +116,12 @@ def record_from_line(line: str) -> Record:
             raise RecordError(f"not a record: field {name!r} is missing")
     if unknown := sorted(set(data) - set(_FIELDS)):
         raise RecordError(f"no field {unknown[0]!r} in a record; allowed: {', '.join(_FIELDS)}")
-    return check_record(Record.from_json(data))
+    try:
+        return check_record(Record.from_json(data))
+    except RecordError:
+        raise
+    except (ValueError, OverflowError) as error:
+        raise RecordError(f"not a record: {type(error).__name__}: {error}") from error
 
 
 def _short(value: object, length: int = 60) -> str:

@@ -424,6 +424,35 @@ def test_a_wrong_line_is_named_and_nothing_is_imported(path: Path, line: str, me
         assert report.refused[0].startswith("line 3: ")
 
 
+NASTY: tuple[object, ...] = (
+    *(None, True, -1, 0, 1.5, 10**400, float("nan"), float("inf")),
+    *("", "x", "1e3", "\ud800", [], [1], [[]], {}, {"x": 1}),
+)
+
+
+def _leaves(data: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the path of everything inside, branches included."""
+    if path:
+        yield path
+    if isinstance(data, dict):
+        for name, value in data.items():
+            yield from _leaves(value, (*path, name))
+
+
+def test_whatever_stands_in_a_record_is_taken_or_refused_and_can_be_read_again(
+    path: Path,
+) -> None:
+    data = make_record(1, joules=0.5).to_json()
+    with Database(path) as database:
+        for leaf in _leaves(data):
+            lines = [_changed(**{"__".join(leaf): value}) for value in NASTY]
+            report = database.import_lines(lines, skip_bad=True)
+            assert report.added + report.skipped + len(report.refused) == len(NASTY)
+        kept = database.records()
+        assert json.dumps(export_t4(kept))
+        assert database.import_lines(list(database.export_lines())).skipped == len(kept)
+
+
 def test_t4_holds_what_other_tools_read() -> None:
     other = TernaryGemm(tokens=8, out_features=64, in_features=64)
     records = [

@@ -218,6 +218,7 @@ def test_records_of_a_template_that_is_gone_change_nothing(world: World) -> None
     )
 
 
+@pytest.mark.measure
 def test_an_update_with_500_records_is_fast(world: World) -> None:
     records = world.records(500, failing=True)
     best = float("inf")
