@@ -60,7 +60,7 @@ class TernaryGemm(Problem):
         if self.levels not in (3, 5):
             raise ProblemError(f"ternary_gemm: levels is {self.levels!r}; allowed: 3, 5")
         allowed = [name for name, fmt in FORMATS.items() if fmt.supports(self.levels)]
-        if self.format:
+        if self.format != "":
             _one_of("format", self.format, allowed)
 
     @property

@@ -10,7 +10,7 @@ from wattune.compiler.measure.limits import Limits
 from wattune.compiler.search.task import Task
 from wattune.cost_models.prior import Rates, measured_rates
 from wattune.cost_models.prior_model import PriorModel
-from wattune.errors import MeasureError
+from wattune.errors import TargetError
 from wattune.schedules.target import Target
 
 # Operations (a multiply and an add are two) of one instruction.
@@ -34,7 +34,7 @@ def rates_of(target: Target, limits: Limits) -> Rates | None:
         return measured_rates(
             target, lambda size, threads: 1e9 * limits.read_bandwidth(size, threads), operations
         )
-    except MeasureError:
+    except TargetError:
         return None
 
 

@@ -97,6 +97,7 @@ def test_buckets_share_one_weight() -> None:
         ({"levels": 4}, "levels is 4"),
         ({"format": "i3"}, "format is 'i3'"),
         ({"format": "elut"}, "format is 'elut'"),
+        ({"format": []}, "format is \\[\\]"),
     ],
 )
 def test_wrong_fields_are_named(fields: dict[str, Any], message: str) -> None:
