@@ -50,9 +50,8 @@ def row(kernels: Kernels, framework: str) -> dict[str, Any]:
     """Measure calls with tensors of one framework, with and without ``out``."""
     entry = kernels.ternary_gemm
     packed = entry.pack(np.zeros((OUT, IN), np.int8), 1.0)
-    x, y = np.zeros((0, IN), np.float32), np.zeros((0, OUT), np.float32)
-    if framework == "torch":
-        x, y = torch.from_numpy(x), torch.from_numpy(y)
+    empty: tuple[Any, Any] = np.zeros((0, IN), np.float32), np.zeros((0, OUT), np.float32)
+    x, y = map(torch.from_numpy, empty) if framework == "torch" else empty
     weight, scale = packed.tensors["weight"], packed.tensors["weight_scale"]
     ready = [tvm_ffi.from_dlpack(x), None, weight, scale, None, tvm_ffi.from_dlpack(y)]
     call = entry.parts[0].call

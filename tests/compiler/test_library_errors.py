@@ -17,7 +17,7 @@ from tests.compiler.libraries import kernels as kernels
 from wattune.compiler.library import package
 from wattune.compiler.library.choose import choose
 from wattune.compiler.library.entry import Entry
-from wattune.compiler.library.features import Bit
+from wattune.compiler.library.features import CPUID_BITS, Bit
 from wattune.compiler.library.loader import Kernels, load
 from wattune.errors import ArgumentError, LibraryError, TargetError
 from wattune.ops import TernaryGemm
@@ -207,6 +207,19 @@ def test_another_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raw(*tensors)
     with pytest.raises(TypeError, match="x is not a tensor"):
         raw(1, *tensors)
+
+
+@pytest.mark.isa("avx2")
+def test_features_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CPUID says agrees with what the system says."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = set(next(line for line in cpuinfo if line.startswith("flags")).split())
+    aliases = {"lzcnt": "abm"}
+    lacking = [name for name in CPUID_BITS if aliases.get(name, name) not in flags]
+    monkeypatch.setattr(package, "required_features", lambda target: CPUID_BITS)
+    library = package.build(choose([PROBLEMS[0]], TARGET, None, "latency", None), TARGET)
+    missing = tvm_ffi.load_module(str(library.path))["missing_features"]()
+    assert str(missing) == ", ".join(lacking)
 
 
 def test_export_to_a_bad_place(tmp_path: Path) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.compiler.toy import BLEND, Blend
+from tests.compiler.toy import BLEND, REFUSING, Blend
 
 from wattune import ops
 from wattune.compiler.library.choose import choose
 from wattune.compiler.library.entry import Entry
 from wattune.compiler.library.loader import load
 from wattune.compiler.library.package import Library, build
+from wattune.compiler.measure.ffi import Call
 from wattune.errors import ArgumentError, LibraryError
 from wattune.schedules.target import Target
 from wattune.schedules.template import register_module
@@ -77,6 +79,22 @@ def test_state_is_not_copied(blend: Entry) -> None:
     assert calls == 1 and (y == 5).all()
     with pytest.raises(ArgumentError, match="calls is missing; expected"):
         blend(x, table)
+
+
+def test_an_error_of_a_kernel(registered: None, tmp_path: Path) -> None:
+    path = library_of([Blend(2, 4, columns=REFUSING)]).export(tmp_path / "kernels.so")
+    x, table, calls = np.ones((2, REFUSING), np.float32), np.ones(4, np.float32), np.zeros(1, "i4")
+    y, bucket = np.empty((2, REFUSING), np.float32), np.empty(2, np.int32)
+    with pytest.raises(Exception, match=r"(?i)mismatch|expected") as caught:
+        load(path).blend(x, table, calls, out=(y, bucket))
+    arrays = (x, table, calls, y, bucket)
+    call = Call([(a.ctypes.data, a.dtype.name, a.shape) for a in arrays])
+    library = ctypes.CDLL(str(path))
+    library.wattune_last_error.restype = ctypes.c_char_p
+    assert library.wattune_blend(*(ctypes.c_void_p(call.slot(i)) for i in range(5))) == -1
+    assert library.wattune_last_error().decode() == str(caught.value)
+    assert library.wattune_blend(*[None] * 5) == -1
+    assert library.wattune_last_error() == b"blend: x is missing; expected [rows, 13] float32"
 
 
 def test_pieces_need_a_leading_dimension() -> None:
