@@ -18,15 +18,16 @@ result has tokens in rows, as y has.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from wattune.ops.ternary_gemm import TernaryGemm
 from wattune.schedules.cpu import amx
 from wattune.schedules.cpu.ternary_gemm.amx_kernel import Kernel
 from wattune.schedules.cpu.ternary_gemm.amx_plan import Plan
 from wattune.schedules.cpu.ternary_gemm.base import VectorTemplate
-from wattune.schedules.cpu.ternary_gemm.decode import decode_i2, decode_t5
+from wattune.schedules.cpu.ternary_gemm.decode import Digits, digits_i2, digits_t5
 from wattune.schedules.cpu.ternary_gemm.layout import VECTOR
 from wattune.schedules.cpu.ternary_gemm.workspace import Workspace
 from wattune.schedules.program import Tensors
@@ -43,8 +44,6 @@ class Amx(VectorTemplate):
     """What the templates of both formats share; a subclass decodes its vectors."""
 
     groups: ClassVar[int]
-    # Vector instructions that decode one vector, without loads and stores.
-    decode_operations: ClassVar[int]
 
     def applies(self, problem: TernaryGemm, target: Target) -> bool:
         """Say whether tiles pay off, besides what every vector template asks."""
@@ -110,14 +109,14 @@ class Amx(VectorTemplate):
         return Kernel(
             problem=problem,
             plan=self.plan(problem, target, values),
-            decode=self.decode,
+            decode=self.digits().decode,
             ahead=int(values["ahead"]),
             prefetch=int(values["prefetch"]),
         ).emit
 
-    def decode(self, code: Any, shifted: bool) -> list[Any]:
-        """Return the codes (w + 1) of each digit of a vector of bytes."""
-        raise NotImplementedError
+    @abstractmethod
+    def digits(self) -> Digits:
+        """Return how vectors are decoded: all digits shifted, tiles have one scale."""
 
     def counts(self, problem: TernaryGemm, target: Target, values: Mapping[str, Value]) -> Counts:
         """Count what the kernel does: a tile operation is one tdpbsud."""
@@ -140,7 +139,7 @@ class Amx(VectorTemplate):
             bytes=moved,
             operations={
                 "tile": float(plan.dots),
-                "alu": float(vectors * self.decode_operations),
+                "alu": float(vectors * self.digits().operations),
             },
             tiles={
                 "panels": plan.panels,
@@ -167,11 +166,10 @@ class AmxI2(Amx):
     format = "i2"
     features = AMX_INT8
     groups = 4
-    decode_operations = 7
 
-    def decode(self, code: Any, shifted: bool) -> list[Any]:
+    def digits(self) -> Digits:
         """Mask the four 2-bit fields."""
-        return decode_i2(code, shifted)
+        return digits_i2(1)
 
 
 class AmxT5(Amx):
@@ -181,8 +179,7 @@ class AmxT5(Amx):
     format = "t5"
     features = (*AMX_INT8, "avx512vbmi")
     groups = 8
-    decode_operations = 14
 
-    def decode(self, code: Any, shifted: bool) -> list[Any]:
+    def digits(self) -> Digits:
         """Look four digits up; the fifth follows from the range."""
-        return decode_t5(code, shifted)
+        return digits_t5(1)

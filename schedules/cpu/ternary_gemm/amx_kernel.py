@@ -43,7 +43,7 @@ class Kernel:
 
     problem: TernaryGemm
     plan: Plan
-    decode: Callable[[Any, bool], list[Any]]
+    decode: Callable[[Expr], list[Expr]]
     ahead: int
     prefetch: int
 
@@ -206,7 +206,7 @@ class Kernel:
         source = row + (span.step + at) * weight.groups * VECTOR
         if self.prefetch:
             vector.prefetch(tensors["weight"], source + self.prefetch)
-        digits = self.decode(vector.load_bytes(tensors["weight"], source), True)
+        digits = self.decode(vector.load_bytes(tensors["weight"], source))
         first = group * plan.block_tiles * amx.TILE_ROWS + at * weight.digits
         for d, codes in enumerate(digits):
             to = span.scratch + plan.panel_at + (first + d) * VECTOR
