@@ -106,3 +106,26 @@ def test_the_command_says_what_is_missing(python: Path) -> None:
     assert done.returncode == 2
     assert "pip install 'wattune[tune]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_library_runs_where_there_is_no_compiler(python: Path, tmp_path: Path) -> None:
+    problem = '{"operator": "ternary_gemm", "tokens": 4, "out_features": 37, "in_features": 129}'
+    library = tmp_path / "kernels.so"
+    compile_words = ("compile", "--problem", problem, "--threads", "1", "-o", library)
+    run(sys.executable, "-m", "wattune.compiler.cli", *compile_words, cwd=tmp_path)
+    code = f"""
+import importlib.util as util
+assert util.find_spec("tvm") is None and util.find_spec("torch") is None
+import numpy as np
+import wattune
+from wattune.ops.quantize import quantize_per_token
+rng = np.random.default_rng(0)
+weights = rng.integers(-1, 2, (37, 129), dtype=np.int8)
+x = rng.standard_normal((3, 129), np.float32)
+kernels = wattune.load({str(library)!r})
+y = kernels.ternary_gemm(x, kernels.ternary_gemm.pack(weights, scale=0.5))
+q, s = quantize_per_token(x)
+expected = q.astype(int) @ weights.T.astype(int) * 0.5 / s[:, None]
+np.testing.assert_allclose(y, expected, rtol=1e-6)
+"""
+    run(python, "-c", code)
