@@ -143,7 +143,7 @@ def templates_for(problem: Problem, target: Target) -> tuple[Template, ...]:
         if t.operator == problem.operator and t.applies(problem, target)
     )
     if not found:
-        raise ScheduleError(f"no template serves {problem.key} on {target.kind}:{target.arch}")
+        raise ScheduleError(f"no template serves {problem} on {target.kind}:{target.arch}")
     return found
 
 

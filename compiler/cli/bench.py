@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
+from dataclasses import MISSING
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from wattune.compiler.bench.rows import BenchResult, Row
 from wattune.compiler.cli.options import database_option
 from wattune.compiler.cli.output import duration, print_table, say, write_json
 from wattune.compiler.cli.progress import Bar
-from wattune.errors import ProblemError
+from wattune.errors import ProblemError, UnknownNameError
 from wattune.ops import Problem, operator, problem_from_json
 from wattune.schedules.candidate import canonical
 from wattune.schedules.target import Target
@@ -63,11 +65,13 @@ def bench_command(
 
 def _problems(operator_name: str, shapes: str, fields: Sequence[str]) -> list[Problem]:
     op = operator(operator_name)
+    # Sizes come from the shape; fields are what has a default.
+    allowed = [f.name for f in dataclasses.fields(op.problem) if f.default is not MISSING]
     values = dict(_field(text) for text in fields)
-    try:
-        return [op.parse_shape(shape, **values) for shape in shapes.split(",")]
-    except TypeError as error:
-        raise ProblemError(f"{operator_name}: {error}") from error
+    for name in values:
+        if name not in allowed:
+            raise UnknownNameError(f"field of {operator_name}", name, allowed)
+    return [op.parse_shape(shape, **values) for shape in shapes.split(",")]
 
 
 def _field(text: str) -> tuple[str, Any]:
