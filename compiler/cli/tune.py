@@ -163,8 +163,8 @@ def print_report(report: TuneReport) -> None:
     )
     if total.measured is not None:
         parts = (("default", total.default), ("predicted", total.predicted))
-        others = ", ".join(f"{name} {value:.3f}" for name, value in parts if value is not None)
-        click.echo(f"milliseconds per token over all layers: {total.measured:.3f} ({others})")
+        others = ", ".join(f"{name} {value:.4g}" for name, value in parts if value is not None)
+        click.echo(f"milliseconds per token over all layers: {total.measured:.4g} ({others})")
 
 
 def _row(part: ProblemReport) -> tuple[object, ...]:
