@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from wattune.ops import Problem, operator
 from wattune.ops.dtypes import numpy_dtype
+from wattune.schedules.program import CACHE_LINE
 from wattune.schedules.space import Value
 from wattune.schedules.target import Target
 from wattune.schedules.template import Template
@@ -17,6 +18,8 @@ from wattune.schedules.template import Template
 Array = NDArray[Any]
 # Rows that a kernel must not touch, before and after every output.
 GUARD = 2
+# Bytes around workspaces that a kernel must not touch; they keep the workspace's alignment.
+SCRATCH_GUARD = 4096
 
 
 def compile_function(function: Any, target: Target) -> Any:
@@ -76,14 +79,15 @@ def run_kernel(
     packed = pack_weights(problem, target, template, values, inputs)
     calls: list[Any] = []
     guarded: dict[str, Array] = {}
+    scratch = _noise(2 * SCRATCH_GUARD)
     for argument in operator(problem.operator).arguments(problem):
         shape = argument.concrete(sizes)
         if argument.name in packed:
             calls.append(packed[argument.name])
         elif argument.role == "workspace":
             # Workspaces hold whatever was there before: kernels must not count on zeros.
-            noise = np.random.default_rng(9).integers(0, 256, shape, dtype=np.uint8)
-            calls.append(tvm.runtime.tensor(noise))
+            scratch = _noise(shape[0] + 2 * SCRATCH_GUARD)
+            calls.append(from_dlpack(scratch[SCRATCH_GUARD:-SCRATCH_GUARD]))
         elif argument.role == "output":
             whole = _poison((shape[0] + 2 * GUARD, *shape[1:]), argument.dtype)
             guarded[argument.name] = whole
@@ -92,11 +96,23 @@ def run_kernel(
             rows = shape[0] if isinstance(argument.shape[0], str) else None
             calls.append(tvm.runtime.tensor(np.ascontiguousarray(inputs[argument.name][:rows])))
     kernel(*calls)
+    clean = _noise(len(scratch))
+    for part in (slice(0, SCRATCH_GUARD), slice(-SCRATCH_GUARD, None)):
+        assert scratch[part].tobytes() == clean[part].tobytes(), "wrote beyond the workspace"
     for name, whole in guarded.items():
-        clean = _poison(whole.shape, str(whole.dtype))
+        poison = _poison(whole.shape, str(whole.dtype))
         for part in (slice(0, GUARD), slice(len(whole) - GUARD, None)):
-            assert whole[part].tobytes() == clean[part].tobytes(), f"{name}: wrote out of bounds"
+            assert whole[part].tobytes() == poison[part].tobytes(), f"{name}: wrote out of bounds"
     return {name: whole[GUARD : len(whole) - GUARD] for name, whole in guarded.items()}
+
+
+def _noise(count: int) -> NDArray[np.uint8]:
+    """Return the same random bytes every time, aligned to cache lines."""
+    whole = np.empty(count + CACHE_LINE, np.uint8)
+    start = -whole.ctypes.data % CACHE_LINE
+    aligned = whole[start : start + count]
+    aligned[:] = np.random.default_rng(9).integers(0, 256, count, dtype=np.uint8)
+    return aligned
 
 
 def _dlpack(array: Array) -> Any:

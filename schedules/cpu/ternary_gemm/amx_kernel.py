@@ -203,14 +203,15 @@ class Kernel:
             # Beyond the blob the last group is decoded again; its sums are not stored.
             whole = T.min(whole, plan.total_groups - 1)
         row = whole // weight.groups * weight.block_bytes + whole % weight.groups * VECTOR
-        source = row + (span.step + at) * weight.groups * VECTOR
+        # Variables, because TVM's passes copy expressions: five digits would load five times.
+        source = T.bind(row + (span.step + at) * weight.groups * VECTOR)
         if self.prefetch:
             vector.prefetch(tensors["weight"], source + self.prefetch)
-        digits = self.decode(vector.load_bytes(tensors["weight"], source))
+        code = T.bind(vector.load_bytes(tensors["weight"], source))
         first = group * plan.block_tiles * amx.TILE_ROWS + at * weight.digits
-        for d, codes in enumerate(digits):
-            to = span.scratch + plan.panel_at + (first + d) * VECTOR
-            vector.store(tensors["workspace"], [to], codes)
+        to = T.bind(span.scratch + plan.panel_at + first * VECTOR)
+        for d, codes in enumerate(self.decode(code)):
+            vector.store(tensors["workspace"], [to + d * VECTOR], codes)
 
     def _store(self, tensors: Tensors, span: Span, sums: Expr, block: Expr, part: Expr) -> None:
         """Store the rows of the tokens that exist."""
