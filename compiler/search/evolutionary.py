@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from wattune.compiler.objective import LATENCY
 from wattune.compiler.search.moves import distance
 from wattune.compiler.search.plain_evolutionary import (
+    EXPLORE,
     LEAST_PARENTS,
     PARENTS,
     PlainEvolutionary,
@@ -39,11 +40,10 @@ GENERATIONS = 3
 INCUMBENTS = 2
 # Predicted but not measured candidates that live on to the next round.
 CARRIED = 24
-# Shares of a batch: random, and chosen by the optimistic end of the prediction.
-EXPLORE = 0.1
-OPTIMISTIC = 0.3
+# Share of a batch that is chosen by the optimistic end of the prediction.
+OPTIMISTIC = 0.5
 # What one step from another candidate of the batch costs: batches should not hold near twins.
-TWIN = 0.02
+TWIN = 0.05
 # What the model is sure to fail counts as this likely to run: models err.
 LEAST_VALID = 1e-3
 

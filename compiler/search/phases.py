@@ -19,7 +19,7 @@ from wattune.schedules.candidate import FailureKind
 from wattune.schedules.template import Layout
 
 # Trials of a round: few enough that the model learns often, enough that builds overlap.
-LEAST_ROUND, MOST_ROUND = 4, 16
+LEAST_ROUND, MOST_ROUND = 6, 16
 # A task's rounds if all tasks had the same number.
 ROUNDS_PER_TASK = 6
 # Shares of trials and of time that are kept back for groups to agree on a layout, and of the time
@@ -78,15 +78,15 @@ def _round(session: Session) -> int:
     trials = float(session.budget.trials)
     if session.budget.seconds is not None:
         trials = min(trials, session.budget.seconds / session.seconds_per_candidate())
-    size = int(trials / len(session.tasks) / ROUNDS_PER_TASK)
-    return max(LEAST_ROUND, min(MOST_ROUND, size))
+    return int(min(MOST_ROUND, max(LEAST_ROUND, trials / len(session.tasks) / ROUNDS_PER_TASK)))
 
 
 def _first_round(session: Session, task: Task) -> int:
     """Return the size of a task's first round: all templates' defaults, if others get them too."""
     size = max(_round(session), len(task.defaults()) + LEAST_ROUND)
     waiting = sum(not session.history[other.problem] for other in session.tasks)
-    return max(1, min(size, session.budget.left() // (2 * waiting)))
+    fit = session.budget.time_left() / session.seconds_per_candidate()
+    return int(max(1, min(size, min(session.budget.left(), fit) / (2 * waiting))))
 
 
 def _layouts(

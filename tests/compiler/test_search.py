@@ -33,7 +33,7 @@ def model_for(name: str) -> CostModel | None:
     return cost_model("xgboost") if name == "evolutionary" else None
 
 
-def search(found: Strategy, runner: FakeRunner, budget: int, batch: int = 8) -> list[Candidate]:
+def search(found: Strategy, runner: FakeRunner, budget: int, batch: int = 16) -> list[Candidate]:
     """Run ask and tell as a tuner does; return what was measured, in order."""
     measured: list[Candidate] = []
     while len(measured) < budget and (asked := found.ask(min(batch, budget - len(measured)))):
