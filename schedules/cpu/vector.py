@@ -62,6 +62,32 @@ def store(buffer: Buffer, at: Sequence[Expr], value: Expr) -> None:
     T.buffer_store(buffer, value, [*at[:-1], last])
 
 
+def array(count: int, dtype: str) -> Buffer:
+    """Declare a small array on the stack, which LLVM turns into registers.
+
+    TVM keeps arrays of scope "global" on the stack below 1 KiB. All others, and every one of scope
+    "local", come from the heap: a call each time.
+    """
+    return T.alloc_buffer((count,), dtype, scope="global")
+
+
+class Registers:
+    """Accumulators, addressed by lane: an array of 64 bytes each, so that none is too large."""
+
+    def __init__(self, count: int, dtype: str) -> None:
+        """Declare ``count`` registers of a 16- or 32-bit dtype."""
+        self.lanes = BYTES * 8 // int(dtype[-2:])
+        self.buffers = [array(self.lanes, dtype) for _ in range(count)]
+
+    def load(self, at: int, dtype: str) -> Expr:
+        """Load a vector that starts at a lane."""
+        return self.buffers[at // self.lanes].vload([at % self.lanes], dtype)
+
+    def store(self, at: int, value: Expr) -> None:
+        """Store a vector that starts at a lane."""
+        store(self.buffers[at // self.lanes], [at % self.lanes], value)
+
+
 def load_bytes(buffer: Buffer, at: Expr, count: int = BYTES) -> Expr:
     """Load ``count`` bytes of a uint8 buffer."""
     return buffer.vload([at], f"uint8x{count}")

@@ -25,6 +25,7 @@ from wattune.schedules.cpu.ternary_gemm.decode import Digits
 from wattune.schedules.cpu.ternary_gemm.layout import QUAD, VECTOR, VectorLayout
 from wattune.schedules.cpu.ternary_gemm.store import Storer
 from wattune.schedules.cpu.ternary_gemm.workspace import Workspace
+from wattune.schedules.cpu.vector import Registers
 from wattune.schedules.program import Tensors
 
 Expr = Any
@@ -85,7 +86,7 @@ class Kernel:
             group = part * self.row_groups
             sums = self._zeros("int32")
 
-            def steps(totals: Buffer, start: Expr, length: int) -> None:
+            def steps(totals: Registers, start: Expr, length: int) -> None:
                 self._steps(tensors, totals, block, group, first, start, length)
 
             if self.arithmetic.widen is None:
@@ -102,7 +103,7 @@ class Kernel:
     def _steps(
         self,
         tensors: Tensors,
-        totals: Buffer,
+        totals: Registers,
         block: Expr,
         group: Expr,
         first: Expr,
@@ -117,7 +118,11 @@ class Kernel:
             self._step(tensors, totals, block, group, start + k, first)
 
     def _widened(
-        self, sums: Buffer, steps: Callable[[Buffer, Expr, int], None], start: Expr, length: int
+        self,
+        sums: Registers,
+        steps: Callable[[Registers, Expr, int], None],
+        start: Expr,
+        length: int,
     ) -> None:
         """Add a few vectors in int16, then their totals to the int32 sums."""
         lanes = self.arithmetic.lanes
@@ -125,23 +130,23 @@ class Kernel:
         steps(parts, start, length)
         assert self.arithmetic.widen is not None
         for at in range(0, self._registers() * vector.LANES, lanes):
-            total = sums.vload([at], f"int32x{lanes}")
-            part = parts.vload([2 * at], f"int16x{2 * lanes}")
-            vector.store(sums, [at], self.arithmetic.widen(total, part))
+            total = sums.load(at, f"int32x{lanes}")
+            part = parts.load(2 * at, f"int16x{2 * lanes}")
+            sums.store(at, self.arithmetic.widen(total, part))
 
     def _registers(self) -> int:
         """Count the accumulators of 16 rows."""
         return self.token_block * self.row_groups * self.digits.accumulators
 
-    def _zeros(self, dtype: str) -> Buffer:
+    def _zeros(self, dtype: str) -> Registers:
         """Return all accumulators, zero."""
         scale = {"int32": 1, "int16": 2}[dtype]
         count = self._registers() * vector.LANES * scale
-        totals = T.alloc_buffer((count,), dtype, scope="local")
+        totals = Registers(self._registers(), dtype)
         lanes = self.arithmetic.lanes * scale
         zero = {"int32": T.int32, "int16": T.int16}[dtype](0)
         for at in range(0, count, lanes):
-            vector.store(totals, [at], vector.splat(zero, lanes))
+            totals.store(at, vector.splat(zero, lanes))
         return totals
 
     def _slot(self, token: int, group: int, chain: int) -> int:
@@ -150,7 +155,7 @@ class Kernel:
         return ((token * self.row_groups + group) * accumulators + chain) * vector.LANES
 
     def _step(
-        self, tensors: Tensors, totals: Buffer, block: Expr, group: Expr, step: Expr, first: Expr
+        self, tensors: Tensors, totals: Registers, block: Expr, group: Expr, step: Expr, first: Expr
     ) -> None:
         """Add one vector of every group times the columns it covers."""
         weight = self.weight
@@ -177,15 +182,15 @@ class Kernel:
                         codes = T.reinterpret(f"int8x{lanes * QUAD}", digits[g, half][d])
                         self._add(totals, slot, codes, q)
 
-    def _add(self, totals: Buffer, slot: int, codes: Expr, q: Expr) -> None:
+    def _add(self, totals: Registers, slot: int, codes: Expr, q: Expr) -> None:
         """Add products to the accumulator at a 32-bit lane."""
         at, kind = slot, f"int32x{self.arithmetic.lanes}"
         if self.arithmetic.widen is not None:
             at, kind = 2 * slot, f"int16x{2 * self.arithmetic.lanes}"
-        vector.store(totals, [at], self.arithmetic.dot(totals.vload([at], kind), codes, q))
+        totals.store(at, self.arithmetic.dot(totals.load(at, kind), codes, q))
 
     def _store(
-        self, tensors: Tensors, sums: Buffer, block: Expr, group: Expr, tokens: Expr, first: Expr
+        self, tensors: Tensors, sums: Registers, block: Expr, group: Expr, tokens: Expr, first: Expr
     ) -> None:
         """Combine the accumulators and store the rows of the tokens that exist."""
         storer = Storer(self.problem, self.workspace)
@@ -201,11 +206,11 @@ class Kernel:
                         (block * self.weight.groups + group + g) * vector.LANES,
                     )
 
-    def _total(self, sums: Buffer, token: int, group: int) -> Expr:
+    def _total(self, sums: Registers, token: int, group: int) -> Expr:
         """Add the accumulators of one token and group; digits left in place are shifted here."""
-        total = sums.vload([self._slot(token, group, 0)], I32)
+        total = sums.load(self._slot(token, group, 0), I32)
         for chain in range(1, self.digits.accumulators):
-            part = sums.vload([self._slot(token, group, chain)], I32)
+            part = sums.load(self._slot(token, group, chain), I32)
             if shift := self.digits.shift[chain]:
                 part = T.shift_right(part, vector.splat(T.int32(shift)))
             total = total + part

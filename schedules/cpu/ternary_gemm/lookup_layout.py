@@ -133,7 +133,7 @@ class LookupLayout:
                 self._emit_sign_sum(weights, blob, block, vec * self.rows + row, source)
 
     def _emit_sign_sum(self, weights: Any, blob: Any, block: Expr, row: Expr, source: Expr) -> None:
-        total = T.alloc_buffer((1,), "int32", scope="local")
+        total = vector.array(1, "int32")
         vector.store(total, [0], T.int32(self.groups))
         with T.serial(self.groups) as group:
             negative = T.cast(self._value(weights, source, group) < 0, "int32")
@@ -156,7 +156,7 @@ class LookupLayout:
 
         Steps beyond the columns read as zero weights, so their bits are clear.
         """
-        byte = T.alloc_buffer((1,), "uint8", scope="local")
+        byte = vector.array(1, "uint8")
         vector.store(byte, [0], T.uint8(0))
         with T.serial(2 * CHUNK) as bit:
             group = first + bit // 2 * (2 * self.lanes) + bit % 2

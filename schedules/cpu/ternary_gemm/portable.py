@@ -127,9 +127,9 @@ class Kernel:
 
     def _rows(self, tensors: Tensors, block: Any, group: Any, first: Any) -> None:
         """Multiply 16 rows with one block of tokens."""
-        sums = T.alloc_buffer((self.token_block * vector.LANES,), "int32", scope="local")
+        sums = vector.Registers(self.token_block, "int32")
         for t in range(self.token_block):
-            vector.store(sums, [t * vector.LANES], vector.splat(T.int32(0)))
+            sums.store(t * vector.LANES, vector.splat(T.int32(0)))
         steps = self.weight.steps
         with T.serial(steps // self.k_unroll) as step:
             for k in range(self.k_unroll):
@@ -141,7 +141,7 @@ class Kernel:
         for t in range(self.token_block):
             with T.If(first + t < tensors.sizes["tokens"]), T.Then():
                 storer.emit(
-                    sums.vload([t * vector.LANES], I32),
+                    sums.load(t * vector.LANES, I32),
                     tensors["workspace"],
                     tensors.get("weight_scale"),
                     tensors["y"],
@@ -162,9 +162,9 @@ class Kernel:
                 for t in range(self.token_block):
                     row = (first + t) * self.workspace.stride
                     q = T.reinterpret("int8", work[row + step * weight.columns + d * QUAD + c])
-                    slot = [t * vector.LANES]
+                    slot = t * vector.LANES
                     product = code * vector.splat(T.cast(q, "int32"))
-                    vector.store(sums, slot, sums.vload(slot, I32) + product)
+                    sums.store(slot, sums.load(slot, I32) + product)
 
     def _digit(self, lanes: Any, column: int, digit: int) -> Any:
         """Return one digit of one byte of each lane."""

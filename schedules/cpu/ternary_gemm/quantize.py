@@ -55,7 +55,7 @@ class Quantizer:
 
     def _copy_int8(self, x: Buffer, work: Buffer, token: Expr) -> None:
         k = self.problem.in_features
-        total = T.alloc_buffer((LANES,), "int32", scope="local")
+        total = vector.array(LANES, "int32")
         vector.store(total, [0], vector.splat(T.int32(0)))
         with T.serial(k // LANES) as i:
             values = x.vload([token, i * LANES], f"int8x{LANES}")
@@ -73,7 +73,7 @@ class Quantizer:
         k = self.problem.in_features
         whole = k // LANES
         f32 = f"float32x{LANES}"
-        largest = T.alloc_buffer((LANES,), "float32", scope="local")
+        largest = vector.array(LANES, "float32")
         vector.store(largest, [0], vector.splat(T.float32(0)))
         with T.serial(whole) as i:
             values = T.cast(x.vload([token, i * LANES], f"{self.problem.dtype}x{LANES}"), f32)
@@ -81,12 +81,12 @@ class Quantizer:
         with T.serial(k % LANES) as i:
             value = T.cast(x[token, whole * LANES + i], "float32")
             vector.store(largest, [0], T.max(largest[0], _abs(value, 1)))
-        scale = T.alloc_buffer((1,), "float32", scope="local")
+        scale = vector.array(1, "float32")
         absmax = _across(largest, T.max)
         vector.store(scale, [0], T.float32(127) / T.max(absmax, T.float32(1e-5)))
         self._store_scale(work, token, T.float32(1) / scale[0])
 
-        total = T.alloc_buffer((LANES,), "int32", scope="local")
+        total = vector.array(LANES, "int32")
         vector.store(total, [0], vector.splat(T.int32(0)))
         with T.serial(whole) as i:
             values = T.cast(x.vload([token, i * LANES], f"{self.problem.dtype}x{LANES}"), f32)

@@ -52,7 +52,7 @@ class Storer:
             with T.Then():
                 vector.store(y, [token, row], self._scaled(sums, work, weight_scale, token, row))
             with T.Else():
-                tail = T.alloc_buffer((LANES,), "int32", scope="local")
+                tail = vector.array(LANES, "int32")
                 vector.store(tail, [0], sums)
                 with T.serial(LANES) as i, T.If(row + i < n), T.Then():
                     vector.store(

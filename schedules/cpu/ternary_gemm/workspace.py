@@ -26,8 +26,13 @@ class Workspace:
 
     @classmethod
     def of(cls, tokens: int, token_block: int, columns: int, scratch_bytes: int = 0) -> Workspace:
-        """Return the workspace of a bucket, rows padded to cache lines."""
-        return cls(round_up(tokens, token_block), round_up(columns, LINE), scratch_bytes)
+        """Return the workspace of a bucket, rows padded to an odd number of cache lines.
+
+        Rows a multiple of 4 KiB apart would share one set of the first cache: more than a dozen
+        tokens at a time would evict each other.
+        """
+        lines = -(-columns // LINE) | 1
+        return cls(round_up(tokens, token_block), lines * LINE, scratch_bytes)
 
     @property
     def scales(self) -> int:
