@@ -57,7 +57,8 @@ class Amx(VectorTemplate):
         blocks = [512]
         while blocks[-1] < columns:
             blocks.append(2 * blocks[-1])
-        # A panel is written once and read for every block of tokens: it must stay in L2.
+        # A panel is written once and read for every block of tokens: it must stay in L2, and by
+        # default, with 4 groups, leave most of it to the tokens.
         fitting = [b for b in blocks if 4 * amx.TILE_ROWS * b <= target.l2 // 8]
         knobs = (
             Knob("groups", (1, 2, 4, 8), self.groups, layout=True),
@@ -80,6 +81,10 @@ class Amx(VectorTemplate):
                     + min(int(v["token_tiles"]), int(v["group_tiles"]))
                     < amx.TILES
                 ),
+            ),
+            Constraint(
+                f"a panel of 16 * panel_groups rows by k_block columns must fit L2, {target.l2} B",
+                lambda v: self.plan(problem, target, v).panel_bytes <= target.l2,
             ),
         )
         return Space(self.name, knobs, constraints)

@@ -112,8 +112,10 @@ class Plan:
             return self.token_tiles * self.group_tiles
         return self.token_blocks * self.token_tiles * self.panel_groups
 
-    # Offsets in a thread's scratch: the configuration is first.
-    panel_at = amx.CONFIGURATION_BYTES
+    @property
+    def panel_at(self) -> int:
+        """Offset of the panel in a thread's scratch, after the tile configuration."""
+        return amx.CONFIGURATION_BYTES
 
     @property
     def sums_at(self) -> int:

@@ -38,7 +38,7 @@ class Avx2(DotTemplate):
     """What the templates of both formats share."""
 
     features = ("avx2",)
-    # Of 16: with 14 sums and codes the compiler spills, at half the speed.
+    # Of 16: with more sums the compiler spills them in the inner loop.
     registers = 12
 
     def applies(self, problem: TernaryGemm, target: Target) -> bool:
