@@ -1,28 +1,32 @@
 """Look-up templates: indices of weight groups select from tables of partial sums.
 
 for token: for group of columns: tables[group][16] = sums of the activations by index
-for block in parallel(row blocks):
-    for tokens in blocks of token_block:
+for task of grain row blocks, in parallel:
+    for tokens in blocks of token_block: for block of the task: for row_vectors of the block:
         sums = 0
         for chunk of four steps:                  # unrolled by k_unroll, prefetched
             for step, nibble:                     # 1 or 4 groups a row
                 index[row_vectors] = half of the bytes of weight[block, chunk, step]
                 sums[t, row_vectors] += sign * tables[t, groups][index]
-        y[tokens, block] = scaled(sums)
+        y[tokens, row_vectors] = scaled(sums)
 
 There is no product with a weight: the formats of Bitnet.cpp (arXiv 2502.11880) with exact sums.
+vpermi2b is not among the look-ups: a sum takes two bytes, so two look-ups, whatever the size of
+the table; a table of 128 would hold the sign too, which a bit matrix product applies for less.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from wattune.ops.ternary_formats import FORMATS, LookupFormat
 from wattune.ops.ternary_gemm import TernaryGemm
 from wattune.schedules.cpu.ternary_gemm.base import BlobTemplate
-from wattune.schedules.cpu.ternary_gemm.lookup_kernel import PermuteKernel, ShuffleKernel
 from wattune.schedules.cpu.ternary_gemm.lookup_layout import LookupLayout
-from wattune.schedules.cpu.ternary_gemm.lookup_tables import BiasedTables, DigitTables
+from wattune.schedules.cpu.ternary_gemm.lookup_permute import PermuteKernel
+from wattune.schedules.cpu.ternary_gemm.lookup_shuffle import ShuffleKernel
+from wattune.schedules.cpu.ternary_gemm.lookup_tables import BiasedTables, DigitTables, Tables
 from wattune.schedules.cpu.ternary_gemm.workspace import Workspace
 from wattune.schedules.program import Tensors
 from wattune.schedules.space import Constraint, Knob, Space, Value
@@ -54,12 +58,12 @@ class Lookup(BlobTemplate):
         token_blocks = tuple(t for t in (1, 2, 3, 4, 6) if t <= problem.tokens)
         knobs = (
             Knob("lookup", lookups, lookups[0], layout=True),
-            Knob("vectors", (1, 2, 4, 8), 8 if permute else 4, layout=True),
-            Knob("row_vectors", (1, 2, 4, 8), 2 if many else 8 if permute else 2),
-            Knob("k_unroll", (1, 2, 4), 1),
-            Knob("prefetch", (0, 512, 1024, 2048, 4096, 8192), 0 if many else 4096),
-            Knob("token_block", token_blocks, max(t for t in token_blocks if t <= 4)),
-            Knob("grain", (1, 2, 4, 8), 1),
+            Knob("vectors", (1, 2, 4, 8), 4 if permute else 2, layout=True),
+            Knob("row_vectors", (1, 2, 4, 8), 4 if permute else 2),
+            Knob("k_unroll", (1, 2), 1),
+            Knob("prefetch", (0, 1024, 2048, 4096, 8192, 16384), 0 if many else 8192),
+            Knob("token_block", token_blocks, min(2, problem.tokens)),
+            Knob("grain", (1, 2, 4, 8), 4 if many and problem.out_features >= 1024 else 1),
         )
         constraints = (
             Constraint(
@@ -69,6 +73,13 @@ class Lookup(BlobTemplate):
             Constraint(
                 "row_vectors * token_block must leave the sums in registers: 12, 6 or 2 by lookup",
                 lambda v: int(v["row_vectors"]) * int(v["token_block"]) <= SUMS[str(v["lookup"])],
+            ),
+            Constraint(
+                "an unrolled chunk must stay small: k_unroll * row_vectors * token_block <= 8",
+                lambda v: (
+                    v["k_unroll"] == 1
+                    or int(v["k_unroll"]) * int(v["row_vectors"]) * int(v["token_block"]) <= 8
+                ),
             ),
         )
         return Space(self.name, knobs, constraints)
@@ -92,9 +103,7 @@ class Lookup(BlobTemplate):
             sign_sums=permute and coding.mirror,
         )
 
-    def tables(
-        self, problem: TernaryGemm, values: Mapping[str, Value]
-    ) -> BiasedTables | DigitTables:
+    def tables(self, problem: TernaryGemm, values: Mapping[str, Value]) -> Tables:
         """Return where the tables are and how they are built."""
         kind = BiasedTables if values["lookup"] == PERMUTE else DigitTables
         return kind(self.weight(problem, values), int(values["token_block"]))
@@ -111,19 +120,20 @@ class Lookup(BlobTemplate):
         self, problem: TernaryGemm, target: Target, values: Mapping[str, Value]
     ) -> Callable[[Tensors], None]:
         """Return what emits the kernel."""
-        kind = PermuteKernel if values["lookup"] == PERMUTE else ShuffleKernel
-        return kind(
-            problem=problem,
-            threads=target.threads,
-            weight=self.weight(problem, values),
-            workspace=self.workspace(problem, target, values),
-            tables=self.tables(problem, values),
-            row_vectors=int(values["row_vectors"]),
-            k_unroll=int(values["k_unroll"]),
-            prefetch=int(values["prefetch"]),
-            token_block=int(values["token_block"]),
-            grain=int(values["grain"]),
-        ).emit
+        weight = self.weight(problem, values)
+        token_block = int(values["token_block"])
+        common: dict[str, Any] = {
+            "problem": problem,
+            "threads": target.threads,
+            "weight": weight,
+            "workspace": self.workspace(problem, target, values),
+            "token_block": token_block,
+        }
+        for name in ("row_vectors", "k_unroll", "prefetch", "grain"):
+            common[name] = int(values[name])
+        if values["lookup"] == PERMUTE:
+            return PermuteKernel(tables=BiasedTables(weight, token_block), **common).emit
+        return ShuffleKernel(tables=DigitTables(weight, token_block), **common).emit
 
     def counts(self, problem: TernaryGemm, target: Target, values: Mapping[str, Value]) -> Counts:
         """Count what the kernel does."""
