@@ -26,7 +26,8 @@ def render(report: Report) -> str:
         report=report,
         rows=[_row(part) for part in report.problems],
         failures=_failures(report),
-        trials=sum(len(part.records) + len(part.failures) for part in report.problems),
+        trials=sum(part.trials for part in report.problems),
+        stale=[str(part.problem) for part in report.problems if part.selected is None],
         curves=report_charts.curves({str(p.problem): p.speeds for p in report.problems}),
         predictions=_predictions(report),
         front=_front(report),
@@ -39,7 +40,7 @@ def _row(part: ProblemReport) -> dict[str, Any]:
     return {
         "problem": str(part.problem),
         "layers": part.share.multiplicity,
-        "trials": len(part.records) + len(part.failures),
+        "trials": part.trials,
         "default": f"{part.default.latency * 1e6:.1f}",
         "best": f"{part.best.latency * 1e6:.1f}",
         "speedup": f"{part.default.latency / part.best.latency:.2f}",

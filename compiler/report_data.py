@@ -43,6 +43,11 @@ class ProblemReport:
     share: Share = Share()
     selected: Record | None = None
 
+    @property
+    def trials(self) -> int:
+        """Count the distinct candidates that were measured or failed."""
+        return len({record.candidate.schedule for record in (*self.records, *self.failures)})
+
     @cached_property
     def confirmed(self) -> list[Record]:
         """Return the records of the newest session of interleaved re-measurement."""
@@ -95,7 +100,7 @@ class ProblemReport:
             "problem": self.problem.to_json(),
             "multiplicity": self.share.multiplicity,
             "weight": self.share.weight,
-            "trials": len(self.records) + len(self.failures),
+            "trials": self.trials,
             "default_seconds": self.default.latency,
             "best_seconds": self.best.latency,
             "speedup": self.default.latency / self.best.latency,

@@ -88,7 +88,7 @@ def test_only_one_target_machine_and_mode() -> None:
     one, many = report.problems
     assert (one.default.latency, one.best.latency) == (4e-6, 2e-6)
     assert one.speeds == [1.0, 1.0, 2.0]
-    assert len(one.failures) == 1
+    assert (len(one.failures), one.trials) == (1, 4)
     assert many.best.latency == 6e-6
     assert collect(RECORDS, mode="hot").problems[0].best.latency == 1e-9
 
@@ -118,6 +118,7 @@ def test_the_page_stands_alone_and_escapes() -> None:
     assert "@import" not in page
     assert "&lt;b&gt;out &amp; over&lt;/b&gt;" in page
     assert "Energy was not measured" in page
+    assert "will not take these records" in page, "no template has made these"
     assert "ternary_gemm 8x64x128" in page
     labels = re.findall(r'aria-label="([^"]*)"', page)
     assert labels == ["Tuning curves", "Predicted against measured latency"]
@@ -140,6 +141,7 @@ def test_confirmed_records_decide() -> None:
     (part,) = collect([first, lucky, steady, *again]).problems
     assert (part.default.latency, part.best.latency) == (5e-6, 2e-6)
     assert part.speeds == [1.0, 4.0, 4.0], "confirmations are no trials"
+    assert part.trials == 3
 
 
 def test_nothing_measured_is_an_error() -> None:
