@@ -68,10 +68,10 @@ def tune(
         model = cost_model("xgboost", mode=mode, rates=rates) if uses_model else None
         prior = PriorModel(mode, rates)
         used = runner or stack.enter_context(LocalRunner(target, mode, seed=seed))
-        session = Session(tasks, settings, records, used, budget, report, model)
+        session = Session(tasks, settings, records, used, budget, report, prior, model)
         session.resume()
         try:
-            stopped = run_phases(session, prior)
+            stopped = run_phases(session)
         except KeyboardInterrupt:
             raise TuneInterrupted(summarise(session, "interrupted")) from None
         return summarise(session, stopped)

@@ -12,8 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wattune.compiler.measure.runner import Runner
-from wattune.compiler.search.session import Session, search_records
-from wattune.compiler.search.standings import Standing, marked, scored, standings
+from wattune.compiler.search.session import Session
+from wattune.compiler.search.standings import (
+    Standing,
+    is_confirmation,
+    marked,
+    scored,
+    standings,
+)
 from wattune.compiler.search.stopping import Phase
 from wattune.compiler.search.task import Task
 from wattune.ops import Problem
@@ -90,7 +96,7 @@ def _first(ranked: Sequence[Standing], layout: Layout) -> Standing | None:
 
 def _has_news(records: Sequence[Record]) -> bool:
     """Say whether something was measured since the last confirmation."""
-    trials = [record.provenance.created for record in search_records(records)]
+    trials = [r.provenance.created for r in records if not is_confirmation(r)]
     sessions = [standing.session for standing in standings(records)]
     return bool(trials) and max(trials) > max(sessions, default=0.0)
 

@@ -12,7 +12,6 @@ from wattune.compiler.search.scheduler import Scheduler
 from wattune.compiler.search.session import Session
 from wattune.compiler.search.stopping import Phase
 from wattune.compiler.search.task import Task
-from wattune.cost_models.prior_model import PriorModel
 from wattune.errors import MeasureError
 from wattune.ops import Problem
 from wattune.schedules.candidate import FailureKind
@@ -28,13 +27,13 @@ LAYOUT_TRIALS = 0.25
 LAYOUT_TIME, CONFIRM_TIME = 0.15, 0.2
 
 
-def run_phases(session: Session, prior: PriorModel) -> str:
+def run_phases(session: Session) -> str:
     """Search, let groups agree on layouts, confirm; return why the search stopped."""
     weights = {task.problem: task.weight for task in session.tasks}
     groups = [group for group in groups_of(list(weights)) if len(group.members) > 1]
     end = 1 - CONFIRM_TIME
     share = (1 - LAYOUT_TRIALS, end - LAYOUT_TIME) if groups else (1.0, end)
-    scheduler = _scheduler(session, prior)
+    scheduler = _scheduler(session)
     stopped = _search(session, Phase("search", *share), scheduler)
     shortlists = _layouts(session, Phase("layouts", time=end), groups, weights)
     if groups:
@@ -46,10 +45,10 @@ def run_phases(session: Session, prior: PriorModel) -> str:
     return stopped
 
 
-def _scheduler(session: Session, prior: PriorModel) -> Scheduler:
+def _scheduler(session: Session) -> Scheduler:
     """Return the scheduler, told what earlier tunes measured."""
     objective = session.settings.objective
-    bounds = None if objective.needs_energy else floors(session.tasks, prior)
+    bounds = None if objective.needs_energy else floors(session.tasks, session.prior)
     scheduler = Scheduler(session.tasks, bounds, objective)
     for at, task in enumerate(session.tasks):
         if session.history[task.problem]:

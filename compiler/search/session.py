@@ -22,14 +22,18 @@ from wattune.compiler.search.events import (
     RecordArrived,
     RoundStarted,
 )
-from wattune.compiler.search.standings import eligible, is_confirmation
+from wattune.compiler.search.standings import eligible
 from wattune.compiler.search.stopping import Budget, Phase
 from wattune.compiler.search.strategy import Strategy, strategy
 from wattune.compiler.search.task import Task
 from wattune.cost_models.base import CostModel
+from wattune.cost_models.prior_model import PriorModel
 from wattune.errors import WattuneError
 from wattune.ops import Problem
 from wattune.schedules.candidate import Candidate, Record
+
+# Measured over expected latency beyond which a measurement is repeated.
+SUSPICIOUS = 20.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Session:
     runner: Runner
     budget: Budget
     progress: Progress
+    prior: PriorModel
     model: CostModel | None = None
     history: dict[Problem, list[Record]] = field(default_factory=dict)
     resumed: dict[Problem, int] = field(default_factory=dict)
@@ -122,29 +127,51 @@ class Session:
         return self.measure(phase, task, batch)
 
     def measure(self, phase: Phase, task: Task, batch: Sequence[Candidate]) -> list[Record]:
-        """Measure candidates that have no record yet; stops early when the phase's time is up."""
+        """Measure candidates that have no record yet; stops early when the phase's time is up.
+
+        A latency far beyond the expected one is measured once more: on a busy machine a parallel
+        kernel can wait for another process during its whole measurement.
+        """
         if not batch:
             return []
         self.progress(RoundStarted(phase.name, task.problem, len(batch)))
-        predicted = self._predictions(batch)
-        started, records = time.monotonic(), []
+        records: list[Record] = []
+        try:
+            expected = self._predictions(batch)
+            self._collect(phase, batch, expected, records)
+            doubtful = [
+                r.candidate
+                for r in records
+                if r.valid and r.latency > SUSPICIOUS * expected[r.candidate]
+            ]
+            if doubtful and not phase.late(self.budget):
+                self._collect(phase, doubtful, expected, records)
+        finally:
+            self._learn(task, records)
+        return records
+
+    def _collect(
+        self,
+        phase: Phase,
+        batch: Sequence[Candidate],
+        expected: Mapping[Candidate, float],
+        records: list[Record],
+    ) -> None:
+        """Commit the records of a batch as they arrive, and add them to ``records``."""
+        started = time.monotonic()
         stream = self.runner.run(batch)
         try:
             for arrived in stream:
-                record = _with_prediction(arrived, predicted.get(arrived.candidate))
-                self.keep(record)
-                records.append(record)
+                record = _with_prediction(arrived, expected.get(arrived.candidate))
                 self._count(phase, record)
+                records.append(record)
                 if phase.late(self.budget):
                     break
         finally:
             # A generator that is left early cancels its builds when it is closed.
             if close := getattr(stream, "close", None):
                 close()
-            self.measured += len(records)
             self.measuring_seconds += time.monotonic() - started
-            self._learn(task, records)
-        return records
 
     def keep(self, record: Record) -> None:
         """Commit a record, then remember it."""
@@ -160,8 +187,12 @@ class Session:
         return self.measuring_seconds / self.measured if self.measured else 1.0
 
     def _count(self, phase: Phase, record: Record) -> None:
-        self.budget.used += 1
+        """Keep a record, count a candidate's first one as a trial, and tell of it."""
         problem = record.candidate.problem
+        if all(known.candidate != record.candidate for known in self.history[problem]):
+            self.budget.used += 1
+            self.measured += 1
+        self.keep(record)
         previous = self._best.get(problem)
         rivals = [record] if previous is None else [previous, record]
         best = choose(rivals, self.settings.objective)
@@ -173,10 +204,8 @@ class Session:
             self.progress(BestImproved(record, previous))
 
     def _predictions(self, batch: Sequence[Candidate]) -> Mapping[Candidate, float]:
-        """Return what the model expects before it sees the measurements, in seconds."""
-        if self.model is None:
-            return {}
-        latency = self.model.predict(batch).latency
+        """Return what is expected before the measurements, in seconds; by physics if no model."""
+        latency = (self.model or self.prior).predict(batch).latency
         return {candidate: float(value) for candidate, value in zip(batch, latency, strict=True)}
 
     def _learn(self, task: Task, records: Sequence[Record]) -> None:
@@ -197,11 +226,6 @@ class Session:
             digest = hashlib.sha256(key.encode()).hexdigest()[:24]
             parts += [wanted.strategy, wanted.objective.name, digest]
         return "/".join(parts)
-
-
-def search_records(records: Sequence[Record]) -> list[Record]:
-    """Leave confirmations out: what remains is one record a trial."""
-    return [record for record in records if not is_confirmation(record)]
 
 
 def _with_prediction(record: Record, seconds: float | None) -> Record:

@@ -6,7 +6,8 @@ of the machine hit all of them alike; figures of different sessions, or of singl
 compared only where nothing better is there. So:
 
 * a candidate whose newest record is a failure is out;
-* a candidate's figures are those of its newest confirmation, or else the medians of its records;
+* a candidate's figures are those of its newest confirmation, or else those of its fastest record:
+  what disturbs a measurement makes it longer, hardly ever shorter;
 * within a layout only candidates of the problem's newest session count, if it has any there.
 """
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 
 import numpy as np
 
@@ -62,6 +62,20 @@ def is_confirmation(record: Record) -> bool:
     return SESSION in record.facts
 
 
+def fastest(records: Sequence[Record]) -> Record:
+    """Return the record of the least latency."""
+    return min(records, key=lambda record: record.latency)
+
+
+def one_a_trial(records: Sequence[Record]) -> list[Record]:
+    """Leave confirmations out, and keep the fastest record of every candidate, in their order."""
+    found: dict[Schedule, list[Record]] = {}
+    for record in records:
+        if not is_confirmation(record):
+            found.setdefault(record.candidate.schedule, []).append(record)
+    return [fastest(mine) for mine in found.values()]
+
+
 def standings(records: Sequence[Record]) -> list[Standing]:
     """Return the standing of every candidate of one problem whose newest record is valid."""
     found: dict[Schedule, list[Record]] = {}
@@ -72,17 +86,14 @@ def standings(records: Sequence[Record]) -> list[Standing]:
 
 def _standing(records: Sequence[Record]) -> Standing:
     confirmed = [r for r in records if r.valid and is_confirmation(r)]
-    used = confirmed[-1:] or [r for r in records if r.valid]
-    energies = [record.joules for record in used if record.joules is not None]
-    middle = sorted(used, key=lambda r: r.latency)[(len(used) - 1) // 2]
-    candidate = middle.candidate
+    record = confirmed[-1] if confirmed else fastest(records)
     return Standing(
-        candidate,
-        layout_of(candidate),
-        median(record.latency for record in used),
-        median(energies) if energies else None,
-        middle.facts[SESSION] if confirmed else 0.0,
-        middle,
+        record.candidate,
+        layout_of(record.candidate),
+        record.latency,
+        record.joules,
+        record.facts.get(SESSION, 0.0),
+        record,
     )
 
 

@@ -71,9 +71,13 @@ class Strategy(ABC):
     def tell(self, records: Sequence[Record]) -> None:
         """Learn from records, failures included; those of other tasks are ignored."""
         for record in records:
+            schedule = record.candidate.schedule
             if self.task.contains(record.candidate):
-                self.records[record.candidate.schedule] = record
-                self._pending.discard(record.candidate.schedule)
+                known = self.records.get(schedule)
+                # Measured again, the faster figure is the less disturbed one.
+                if known is None or record.latency < known.latency:
+                    self.records[schedule] = record
+                self._pending.discard(schedule)
 
     def release(self) -> None:
         """Forget what was proposed but not measured: it may be proposed again."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from wattune.compiler.report_data import PREDICTED
-from wattune.compiler.search.session import Session, search_records
-from wattune.compiler.search.standings import Standing, scored, standings
+from wattune.compiler.search.session import Session
+from wattune.compiler.search.standings import Standing, one_a_trial, scored, standings
 from wattune.compiler.search.task import Task
 from wattune.compiler.select import Selection, select_from
 from wattune.compiler.tune_report import (
@@ -60,8 +59,8 @@ def _problem_report(session: Session, task: Task, selection: Selection) -> Probl
         selected=selection.record,
         layout=str(selection.layout),
         failures=failures_by_kind(records),
-        curve=best_so_far(search_records(records)),
-        predictions=predictions(records),
+        curve=best_so_far(one_a_trial(records)),
+        predictions=predictions(one_a_trial(records)),
     )
 
 
@@ -74,13 +73,8 @@ def _best(session: Session, found: list[Standing]) -> Record | None:
 
 
 def _predicted(session: Session, record: Record | None) -> float | None:
-    """Return what the model said of a candidate: before it was measured, if that was kept."""
-    if record is None:
-        return None
-    for known in session.history[record.candidate.problem]:
-        if known.candidate == record.candidate and PREDICTED in known.facts:
-            return known.facts[PREDICTED]
-    if session.model is None:
+    """Return what the model says of a candidate by now; None without a model."""
+    if record is None or session.model is None:
         return None
     return float(session.model.predict([record.candidate]).latency[0])
 

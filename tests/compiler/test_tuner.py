@@ -382,3 +382,29 @@ def test_progress_tells_every_record_and_every_improvement(path: Path) -> None:
     seconds = [event.record.latency for event in improved]
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[-1] == report.problems[0].curve[-1][1]
+
+
+@dataclass
+class Busy(FakeRunner):
+    """Every third candidate is disturbed when it is measured for the first time."""
+
+    seen: set[Candidate] = field(default_factory=set)
+
+    def run(self, candidates: Sequence[Candidate]) -> Iterator[Record]:
+        for record in super().run(candidates):
+            new = record.candidate not in self.seen
+            self.seen.add(record.candidate)
+            disturbed = new and len(self.seen) % 3 == 1
+            seconds = record.latency * (1000 if disturbed else 1)
+            yield replace(record, measurement=Measurement((seconds,)))
+
+
+def test_a_disturbed_measurement_is_repeated_and_is_still_one_trial(path: Path) -> None:
+    runner = Busy()
+    report = run(path, trials=30, runner=runner, strategy="evolutionary")
+    [part] = report.problems
+    assert part.trials == distinct(path, SMALL) == 30 < len(runner.asked)
+    assert max(measured for _, measured in part.predictions) < 0.1
+    assert len(part.predictions) == 30 and part.curve[0] == (1, part.default.latency)  # type: ignore[union-attr]
+    with Database(path) as database:
+        assert sum(record.latency > 0.1 for record in database.records()) == 10
