@@ -19,7 +19,8 @@ class ProblemReport:
     ``default`` and ``best`` are the figures to compare: of the same interleaved re-measurement
     where there was one. ``selected`` is what `compile` takes, in the layout that the problem's
     group agreed on. ``curve`` holds (trial, best latency in seconds) wherever the best improved,
-    ``predictions`` (predicted, measured) seconds of candidates that the model had not seen.
+    ``predictions`` (predicted, measured) seconds, predicted before the model (without
+    one, physics) saw the measurement.
     """
 
     problem: Problem

@@ -7,7 +7,6 @@ alternately. What wins here is selected, and since the default takes part, nothi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -30,7 +29,7 @@ from wattune.schedules.template import Layout
 FINALISTS = 3
 ROUNDS = 5
 # Building a finalist again and measuring it `ROUNDS` times, over the time of one trial.
-_COST = 2.0
+_COST = 3.0
 
 
 def confirm(session: Session, phase: Phase, layouts: Mapping[Problem, Sequence[Layout]]) -> None:
@@ -48,9 +47,11 @@ def confirm(session: Session, phase: Phase, layouts: Mapping[Problem, Sequence[L
         most = int(max(1, min(FINALISTS, fit)))
         finalists = choose_finalists(session, task, most, layouts.get(task.problem, ()))
         if len(finalists) > 1:
-            started = time.time()
-            for record in interleaved(session.runner, finalists):
-                session.keep(marked(record, started))
+            records = interleaved(session.runner, finalists)
+            # Named after its end, by the clock of the records: what is newer was not part of it.
+            name = max(record.provenance.created for record in records)
+            for record in records:
+                session.keep(marked(record, name))
 
 
 def choose_finalists(

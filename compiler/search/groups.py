@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from wattune.compiler.search.task import Task
 from wattune.errors import ScheduleError
 from wattune.ops import Problem
+from wattune.schedules.space import Space
 from wattune.schedules.target import Target
 from wattune.schedules.template import Layout, templates_for
 
@@ -58,8 +59,19 @@ def readable_layouts(problem: Problem, target: Target) -> list[Layout]:
     """Return the layouts that some template reads for a problem, the default template's first."""
     found: dict[Layout, None] = {}
     for template in templates_for(problem, target):
-        found.update(dict.fromkeys(layout for layout, _ in template.layouts(problem, target)))
+        space = template.space(problem, target)
+        for layout, fixed in template.layouts(problem, target):
+            if layout not in found and _has_points(space.restrict(fixed)):
+                found[layout] = None
     return list(found)
+
+
+def _has_points(space: Space) -> bool:
+    try:
+        space.default()
+    except ScheduleError:
+        return False
+    return True
 
 
 def common_layouts(group: Group, target: Target) -> list[Layout]:

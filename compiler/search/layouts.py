@@ -15,7 +15,7 @@ from wattune.compiler.search.standings import best_by_layout, standings
 from wattune.compiler.search.stopping import Phase
 from wattune.compiler.search.task import Task
 from wattune.ops import Problem
-from wattune.schedules.template import Layout
+from wattune.schedules.template import Layout, layout_of
 
 # Layouts that a group's members are all measured in, and trials of each member in each of them.
 SHORTLIST = 3
@@ -30,7 +30,8 @@ def shortlist(session: Session, group: Group, weights: Mapping[Problem, float]) 
     """Return the layouts with the least sum of weight * t / t_best, the best first.
 
     Where a member was not measured in a layout, the model's prediction for its default there
-    stands in, and without a model the hope that nothing is lost.
+    stands in, and without a model the hope that nothing is lost. The layout that an untuned
+    library has is always among them: the tuned one must not be slower.
     """
     boards = _boards(session, group)
     target = session.tasks[0].target
@@ -39,7 +40,9 @@ def shortlist(session: Session, group: Group, weights: Mapping[Problem, float]) 
     for layout in (layout for layout in common_layouts(group, target) if layout in seen):
         ratios = {p: _ratio(session, _task(session, p), boards[p], layout) for p in group.members}
         costs[layout] = sum(max(weights[p], LEAST_WEIGHT) * value for p, value in ratios.items())
-    return sorted(costs, key=lambda layout: costs[layout])[:SHORTLIST]
+    best = sorted(costs, key=lambda layout: costs[layout])[:SHORTLIST]
+    default = layout_of(_task(session, group.smallest).defaults()[0])
+    return best if default in best or default not in costs else [*best, default]
 
 
 def try_layouts(

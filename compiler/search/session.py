@@ -75,7 +75,10 @@ class Session:
             )
             mine = [record for record in known if eligible(record)]
             self.history[task.problem] = mine
-            if (best := choose(mine, self.settings.objective)) is not None:
+            # Records of a time without a meter are no rivals where energy counts.
+            blind = self.settings.objective.needs_energy
+            rivals = [r for r in mine if not blind or r.joules is not None]
+            if (best := choose(rivals, self.settings.objective)) is not None:
                 self._best[task.problem] = best
             self.resumed[task.problem] = self.trials(task.problem)
         self.budget.used = sum(self.resumed.values())

@@ -1,7 +1,7 @@
 """What counts as a candidate's latency and energy once it has several records.
 
 A *confirmation* is a record of an interleaved re-measurement, marked by the fact `SESSION`: the
-time at which its session began. Within a session candidates were measured in turn, so that drift
+time at which its session ended. Within a session candidates were measured in turn, so that drift
 of the machine hit all of them alike; figures of different sessions, or of single measurements, are
 compared only where nothing better is there. So:
 
@@ -110,7 +110,12 @@ def scored(found: Sequence[Standing], objective: Objective) -> list[tuple[float,
 def best_by_layout(
     found: Sequence[Standing], objective: Objective
 ) -> Mapping[Layout, tuple[float, Standing]]:
-    """Return the best standing of each layout and its score, by the newest session where it can."""
+    """Return the best standing of each layout and its score, by the newest session where it can.
+
+    Where energy counts, candidates without measured energy do not.
+    """
+    if objective.needs_energy:
+        found = [standing for standing in found if standing.joules is not None]
     newest = max((s.session for s in found), default=0.0)
     trusted = {s.layout for s in found if s.confirmed and s.session == newest}
     counting = [s for s in found if s.layout not in trusted or s.session == newest]

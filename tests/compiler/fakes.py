@@ -27,6 +27,8 @@ from wattune.schedules.template import Counts, Layout, Template
 
 TARGET = Target.native(threads=1)
 SMALL = TernaryGemm(1, 64, 64)
+# When records are made: time passes for all fake runners alike.
+CLOCK = itertools.count(1.0)
 
 
 class FakeTemplate(Template):
@@ -117,7 +119,7 @@ class FakeRunner:
     joules: Callable[[Candidate], float] | None = None
     mode: str = "cold"
     asked: list[Candidate] = field(default_factory=list)
-    created: Iterator[float] = field(default_factory=lambda: itertools.count(1.0))
+    created: Iterator[float] = CLOCK
 
     @property
     def energy_source(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,6 @@ from wattune.schedules.template import Layout
 pytestmark = pytest.mark.usefixtures("fake_templates")
 ONE, EIGHT, MANY = SMALL, TernaryGemm(8, 64, 64), TernaryGemm(128, 64, 64)
 OTHER = TernaryGemm(1, 128, 64)
-TIMES = itertools.count(1.0)
 
 
 @pytest.fixture
@@ -44,12 +42,9 @@ def point(problem: Problem, groups: int, unroll: int = 1) -> Candidate:
 
 
 def measured(candidate: Candidate, seconds: float, joules: float | None = None) -> Record:
-    record = FakeRunner(latency=lambda _: seconds).record(candidate)
-    return replace(
-        record,
-        provenance=replace(record.provenance, created=next(TIMES)),
-        measurement=Measurement((seconds,), joules, "none" if joules is None else "rapl"),
-    )
+    record = FakeRunner().record(candidate)
+    source = "none" if joules is None else "rapl"
+    return replace(record, measurement=Measurement((seconds,), joules, source))
 
 
 def test_groups_share_data_and_weights_default_to_the_smallest_bucket() -> None:
@@ -152,8 +147,7 @@ def test_within_a_layout_the_newest_confirmation_decides(database: Database) -> 
 def test_a_candidate_whose_newest_record_fails_is_out_and_the_fastest_stands_for_many() -> None:
     bad, noisy = point(ONE, 2), point(ONE, 4)
     records = [measured(bad, 1.0), *(measured(noisy, s) for s in (5.0, 2.0, 3.0))]
-    failed = FakeRunner(failure=lambda _: "wrong_result").record(bad)
-    records.append(replace(failed, provenance=replace(failed.provenance, created=next(TIMES))))
+    records.append(FakeRunner(failure=lambda _: "wrong_result").record(bad))
     [standing] = standings(records)
     assert (standing.candidate, standing.latency, standing.record.latency) == (noisy, 2.0, 2.0)
 

@@ -111,7 +111,7 @@ def test_buckets_weigh_by_their_share_of_the_steps(path: Path) -> None:
 def test_resumed_trials_count_and_nothing_is_measured_twice(path: Path) -> None:
     first = FakeRunner()
     run(path, trials=20, strategy="evolutionary", runner=first)
-    second = FakeRunner(created=iter(np.arange(1000.0, 2000.0)))
+    second = FakeRunner()
     report = run(path, trials=50, strategy="evolutionary", runner=second)
     assert (report.trials, report.resumed) == (50, 20)
     with Database(path) as database:
@@ -279,6 +279,7 @@ def test_energy_needs_a_meter(path: Path) -> None:
     with pytest.raises(TargetError, match="'energy@5%' needs measured energy: this machine has no"):
         run(path, objective="energy@5%")
     assert not path.exists()
+    run(path, trials=10)
     report = run(path, objective="energy", runner=FakeRunner(joules=lambda c: 1e-3 / smooth(c)))
     [part] = report.problems
     assert part.selected and part.default
@@ -405,6 +406,7 @@ def test_a_disturbed_measurement_is_repeated_and_is_still_one_trial(path: Path) 
     [part] = report.problems
     assert part.trials == distinct(path, SMALL) == 30 < len(runner.asked)
     assert max(measured for _, measured in part.predictions) < 0.1
-    assert len(part.predictions) == 30 and part.curve[0] == (1, part.default.latency)  # type: ignore[union-attr]
+    assert part.default and part.curve[0] == (1, part.default.latency)
+    assert len(part.predictions) == 30
     with Database(path) as database:
         assert sum(record.latency > 0.1 for record in database.records()) == 10
