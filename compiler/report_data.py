@@ -14,8 +14,9 @@ from wattune.compiler.search.standings import SESSION, eligible
 from wattune.compiler.select import select_from
 from wattune.errors import DatabaseError
 from wattune.ops import Problem, operator
-from wattune.schedules.candidate import FAILURE_KINDS, Record
+from wattune.schedules.candidate import FAILURE_KINDS, Record, Schedule
 from wattune.schedules.target import Target
+from wattune.schedules.template import default_candidate
 
 # The fact of a record that holds what the cost model predicted before it was measured.
 PREDICTED = "predicted_seconds"
@@ -42,6 +43,7 @@ class ProblemReport:
     failures: tuple[Record, ...]
     share: Share = Share()
     selected: Record | None = None
+    default_schedule: Schedule | None = None
 
     @property
     def trials(self) -> int:
@@ -56,10 +58,19 @@ class ProblemReport:
 
     @cached_property
     def default(self) -> Record:
-        """Return the default schedule's record: a tune measures it first, and confirms it."""
-        first = self.records[0]
-        again = (r for r in self.confirmed if r.candidate.schedule == first.candidate.schedule)
-        return next(again, first)
+        """Return the default schedule's record, a confirmed one first."""
+        again = [r for r in self.confirmed if r.candidate.schedule == self._default]
+        return again[0] if again else self._first_of(self.records)
+
+    @property
+    def _default(self) -> Schedule:
+        """Return the default schedule; where it was not measured, the first one that was."""
+        known = [record.candidate.schedule for record in self.records]
+        wanted = self.default_schedule
+        return wanted if wanted is not None and wanted in known else known[0]
+
+    def _first_of(self, records: Sequence[Record]) -> Record:
+        return next(r for r in records if r.candidate.schedule == self._default)
 
     @cached_property
     def best(self) -> Record:
@@ -69,12 +80,13 @@ class ProblemReport:
 
     @property
     def speeds(self) -> list[float]:
-        """Return the best speed after each trial, over the first one's."""
+        """Return the best speed after each trial, over the default schedule's."""
         trials = [record for record in self.records if SESSION not in record.facts]
+        first = self._first_of(trials).latency
         best, found = float("inf"), []
         for record in trials:
             best = min(best, record.latency)
-            found.append(trials[0].latency / best)
+            found.append(first / best)
         return found
 
     @property
@@ -201,6 +213,7 @@ def collect(
             tuple(r for r in mine if not r.valid),
             chosen[problem],
             selected[problem],
+            default_candidate(problem, newest.candidate.target).schedule,
         )
         for problem, mine in measured.items()
     )

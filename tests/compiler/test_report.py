@@ -23,6 +23,7 @@ from wattune.schedules.candidate import (
     Schedule,
 )
 from wattune.schedules.target import Target
+from wattune.schedules.template import default_candidate
 
 TARGET = Target.parse("cpu:avx2", threads=2)
 ONE, MANY = TernaryGemm(1, 64, 128), TernaryGemm(8, 64, 128)
@@ -142,6 +143,14 @@ def test_confirmed_records_decide() -> None:
     assert (part.default.latency, part.best.latency) == (5e-6, 2e-6)
     assert part.speeds == [1.0, 4.0, 4.0], "confirmations are no trials"
     assert part.trials == 3
+
+
+def test_the_default_is_the_default_schedule_whenever_it_came() -> None:
+    candidate = default_candidate(ONE, TARGET)
+    default = dataclasses.replace(record(ONE, 2, 3e-6), candidate=candidate)
+    (part,) = collect([record(ONE, 1, 9e-6), default, record(ONE, 3, 1e-6)]).problems
+    assert part.default == default
+    assert part.speeds == [3e-6 / 9e-6, 1.0, 3.0]
 
 
 def test_nothing_measured_is_an_error() -> None:
