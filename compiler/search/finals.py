@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wattune.compiler.measure.runner import Runner
+from wattune.compiler.search.groups import groups_of
 from wattune.compiler.search.session import Session
 from wattune.compiler.search.standings import (
     Standing,
@@ -38,7 +39,7 @@ def confirm(session: Session, phase: Phase, layouts: Mapping[Problem, Sequence[L
     ``layouts`` are those that a problem's group may choose. When time is short there are fewer
     finalists, but always the default and the best.
     """
-    waiting = [task for task in session.tasks if _has_news(session.history[task.problem])]
+    waiting = _with_news(session)
     # Where time runs out it should be the least important problem that suffers.
     waiting.sort(key=lambda task: -_importance(session, task))
     for done, task in enumerate(waiting):
@@ -57,13 +58,17 @@ def confirm(session: Session, phase: Phase, layouts: Mapping[Problem, Sequence[L
 def choose_finalists(
     session: Session, task: Task, most: int, layouts: Sequence[Layout]
 ) -> list[Candidate]:
-    """Return the default, the best ``most`` candidates and the best in each of the layouts."""
+    """Return the default, the best ``most`` candidates and the best in each of the layouts.
+
+    Where there are layouts, the best are those of the first one, and the best of all.
+    """
     known = standings(session.history[task.problem])
     ranked = [standing for _, standing in scored(known, session.settings.objective)]
+    likely = [s for s in ranked if not layouts or s.layout == layouts[0]]
     failed = {record.candidate for record in session.history[task.problem] if not record.valid}
     # When time ran out before the default was measured, this is where it is.
     defaults = [candidate for candidate in task.defaults()[:1] if candidate not in failed]
-    best = [standing.candidate for standing in ranked[:most]]
+    best = [standing.candidate for standing in (*likely[:most], *ranked[:1])]
     inside = [found.candidate for lay in layouts if (found := _first(ranked, lay)) is not None]
     return list(dict.fromkeys([*defaults, *best, *inside]))
 
@@ -93,6 +98,14 @@ def _merged(records: Sequence[Record]) -> Record:
 
 def _first(ranked: Sequence[Standing], layout: Layout) -> Standing | None:
     return next((standing for standing in ranked if standing.layout == layout), None)
+
+
+def _with_news(session: Session) -> list[Task]:
+    """Return the tasks to confirm; groups are confirmed as a whole, to stay comparable."""
+    news = {task.problem for task in session.tasks if _has_news(session.history[task.problem])}
+    groups = groups_of([task.problem for task in session.tasks])
+    wanted = {p for group in groups if news & set(group.members) for p in group.members}
+    return [task for task in session.tasks if task.problem in wanted]
 
 
 def _has_news(records: Sequence[Record]) -> bool:

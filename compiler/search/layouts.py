@@ -17,16 +17,20 @@ from wattune.compiler.search.task import Task
 from wattune.ops import Problem
 from wattune.schedules.template import Layout, layout_of
 
-# Layouts that a group's members are all measured in, and trials of each member in each of them.
+# Layouts that a group's members are all measured in, trials of each member in each of them, and
+# layouts that are confirmed in the end.
 SHORTLIST = 3
 HANDFUL = 6
+FINAL = 2
 # Members without weight are asked as well, but can only decide between near equals.
 LEAST_WEIGHT = 0.01
 
 Boards = Mapping[Problem, Mapping[Layout, float]]
 
 
-def shortlist(session: Session, group: Group, weights: Mapping[Problem, float]) -> list[Layout]:
+def shortlist(
+    session: Session, group: Group, weights: Mapping[Problem, float], count: int = SHORTLIST
+) -> list[Layout]:
     """Return the layouts with the least sum of weight * t / t_best, the best first.
 
     Where a member was not measured in a layout, the model's prediction for its default there
@@ -40,28 +44,43 @@ def shortlist(session: Session, group: Group, weights: Mapping[Problem, float]) 
     for layout in (layout for layout in common_layouts(group, target) if layout in seen):
         ratios = {p: _ratio(session, _task(session, p), boards[p], layout) for p in group.members}
         costs[layout] = sum(max(weights[p], LEAST_WEIGHT) * value for p, value in ratios.items())
-    best = sorted(costs, key=lambda layout: costs[layout])[:SHORTLIST]
+    best = sorted(costs, key=lambda layout: costs[layout])[:count]
     default = layout_of(_task(session, group.smallest).defaults()[0])
     return best if default in best or default not in costs else [*best, default]
 
 
 def try_layouts(
     session: Session, phase: Phase, group: Group, weights: Mapping[Problem, float]
-) -> list[Layout]:
-    """Measure what is missing in the shortlisted layouts, and return these."""
-    found = shortlist(session, group, weights)
+) -> None:
+    """Measure what is missing in the shortlisted layouts: every default, then the handfuls."""
+    members = sorted(group.members, key=lambda p: -weights[p])
     pairs = [
         inside
-        for layout in found
-        for problem in sorted(group.members, key=lambda p: -weights[p])
+        for layout in shortlist(session, group, weights)
+        for problem in members
         if (inside := restricted(_task(session, problem), layout)) is not None
     ]
-    # All defaults before any handful: a layout is comparable once every member has one figure.
+    # A layout is comparable once every member has one figure in it, so defaults come first.
     for wanted in (1, HANDFUL):
         for task in pairs:
-            missing = wanted - _measured_in(session, task)
+            # A member without weight cannot change the choice by being tuned here.
+            enough = wanted if weights[task.problem] > 0 else 1
+            missing = enough - _measured_in(session, task)
             if missing > 0 and not phase.over(session.budget):
                 session.round(phase, task, missing)
+
+
+def contested(
+    session: Session, groups: Sequence[Group], weights: Mapping[Problem, float]
+) -> dict[Problem, list[Layout]]:
+    """Return the layouts between which a group's confirmation decides, for every member.
+
+    The likeliest first, then the next, then the default one.
+    """
+    found: dict[Problem, list[Layout]] = {}
+    for group in groups:
+        layouts = shortlist(session, group, weights, FINAL)
+        found.update(dict.fromkeys(group.members, layouts))
     return found
 
 
@@ -103,8 +122,3 @@ def _measured_in(session: Session, task: Task) -> int:
         if task.contains(record.candidate)
     }
     return len(schedules) if task.defaults()[0].schedule in schedules else 0
-
-
-def contested(shortlists: Sequence[tuple[Group, Sequence[Layout]]]) -> dict[Problem, list[Layout]]:
-    """Return for every problem the layouts that its group may choose."""
-    return {p: list(layouts) for group, layouts in shortlists for p in group.members}

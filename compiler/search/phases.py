@@ -1,14 +1,14 @@
-"""The phases of a tune: search, layouts of groups, search with what they left, confirmation."""
+"""The phases of a tune: search, layouts of groups, search within these, confirmation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from wattune.compiler.search.finals import confirm
-from wattune.compiler.search.groups import Group, groups_of
-from wattune.compiler.search.layouts import contested, try_layouts
+from wattune.compiler.search.groups import Group, groups_of, restricted
+from wattune.compiler.search.layouts import contested, shortlist, try_layouts
 from wattune.compiler.search.rates import floors
-from wattune.compiler.search.scheduler import Scheduler
+from wattune.compiler.search.scheduler import LEAST_WEIGHT, Scheduler
 from wattune.compiler.search.session import Session
 from wattune.compiler.search.stopping import Phase
 from wattune.compiler.search.task import Task
@@ -21,38 +21,43 @@ from wattune.schedules.template import Layout
 LEAST_ROUND, MOST_ROUND = 6, 16
 # A task's rounds if all tasks had the same number.
 ROUNDS_PER_TASK = 6
-# Shares of trials and of time that are kept back for groups to agree on a layout, and of the time
-# for the re-measurement of the best.
-LAYOUT_TRIALS = 0.25
-LAYOUT_TIME, CONFIRM_TIME = 0.15, 0.2
+# Share of the time for the re-measurement of the best; the rest is for searching.
+CONFIRM_TIME = 0.2
+# Where problems share data: the share of the search that is free to use any layout, and the share
+# after which the groups must have agreed on theirs. What follows searches in these.
+FREE, AGREED = 0.5, 0.75
 
 
 def run_phases(session: Session) -> str:
-    """Search, let groups agree on layouts, confirm; return why the search stopped."""
+    """Search, let groups agree on layouts, search in these, confirm; return why it stopped."""
     weights = {task.problem: task.weight for task in session.tasks}
     groups = [group for group in groups_of(list(weights)) if len(group.members) > 1]
     end = 1 - CONFIRM_TIME
-    share = (1 - LAYOUT_TRIALS, end - LAYOUT_TIME) if groups else (1.0, end)
-    scheduler = _scheduler(session)
-    stopped = _search(session, Phase("search", *share), scheduler)
-    shortlists = _layouts(session, Phase("layouts", time=end), groups, weights)
     if groups:
-        # What the groups did not need.
-        stopped = _search(session, Phase("search", time=end), scheduler)
+        # Members without weight have no say in the layout: their turn comes when it is known.
+        _search(session, Phase("search", FREE, FREE * end), _scheduler(session, session.tasks, 0.0))
+        agreed = _agree(session, Phase("layouts", AGREED, AGREED * end), groups, weights)
+        tasks = [_inside(task, agreed) for task in session.tasks]
+    else:
+        tasks = list(session.tasks)
+    stopped = _search(session, Phase("search", time=end), _scheduler(session, tasks))
     _check_any_valid(session)
     session.start(Phase("confirm"))
-    confirm(session, Phase("confirm"), contested(shortlists))
+    confirm(session, Phase("confirm"), contested(session, groups, weights))
     return stopped
 
 
-def _scheduler(session: Session) -> Scheduler:
-    """Return the scheduler, told what earlier tunes measured."""
+def _scheduler(
+    session: Session, tasks: Sequence[Task], least_weight: float = LEAST_WEIGHT
+) -> Scheduler:
+    """Return the scheduler of these tasks, told what was measured of them before."""
     objective = session.settings.objective
-    bounds = None if objective.needs_energy else floors(session.tasks, session.prior)
-    scheduler = Scheduler(session.tasks, bounds, objective)
-    for at, task in enumerate(session.tasks):
-        if session.history[task.problem]:
-            scheduler.told(at, session.history[task.problem])
+    bounds = None if objective.needs_energy else floors(tasks, session.prior)
+    scheduler = Scheduler(tasks, bounds, objective, least_weight)
+    for at, task in enumerate(tasks):
+        known = [r for r in session.history[task.problem] if task.contains(r.candidate)]
+        if known:
+            scheduler.told(at, known)
     return scheduler
 
 
@@ -65,7 +70,7 @@ def _search(session: Session, phase: Phase, scheduler: Scheduler) -> str:
         at = scheduler.next()
         if at is None:
             return "exhausted"
-        task = session.tasks[at]
+        task = scheduler.tasks[at]
         first = not session.history[task.problem]
         size = _first_round(session, task) if first else _round(session)
         scheduler.told(at, session.round(phase, task, size))
@@ -88,13 +93,23 @@ def _first_round(session: Session, task: Task) -> int:
     return int(max(1, min(size, min(session.budget.left(), fit) / (2 * waiting))))
 
 
-def _layouts(
+def _agree(
     session: Session, phase: Phase, groups: Sequence[Group], weights: Mapping[Problem, float]
-) -> list[tuple[Group, Sequence[Layout]]]:
-    """Have the members of groups measured in the layouts that they may agree on."""
-    if groups:
-        session.start(phase)
-    return [(group, try_layouts(session, phase, group, weights)) for group in groups]
+) -> dict[Problem, Layout]:
+    """Measure groups in the layouts that they may choose; return each member's as it looks now."""
+    session.start(phase)
+    agreed: dict[Problem, Layout] = {}
+    for group in groups:
+        try_layouts(session, phase, group, weights)
+        for layout in shortlist(session, group, weights)[:1]:
+            agreed.update(dict.fromkeys(group.members, layout))
+    return agreed
+
+
+def _inside(task: Task, agreed: Mapping[Problem, Layout]) -> Task:
+    """Return a task within its group's layout, if there is one."""
+    layout = agreed.get(task.problem)
+    return (layout and restricted(task, layout)) or task
 
 
 def _check_any_valid(session: Session) -> None:

@@ -83,11 +83,12 @@ class Scheduler:
         tasks: Sequence[Task],
         floors: Sequence[float] | None = None,
         objective: Objective = LATENCY,
+        least_weight: float = LEAST_WEIGHT,
     ) -> None:
         """Start with no rounds; ``floors``: the least objective that physics allows, by task."""
-        self.objective = objective
+        self.tasks, self.objective = tasks, objective
         self.courses = [
-            Course(max(task.weight, LEAST_WEIGHT) * task.multiplicity, floor)
+            Course(max(task.weight, least_weight) * task.multiplicity, floor)
             for task, floor in zip(tasks, floors or [0.0] * len(tasks), strict=True)
         ]
 

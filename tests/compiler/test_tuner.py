@@ -368,6 +368,21 @@ def test_a_group_agrees_on_a_layout_that_all_members_were_measured_in(path: Path
             assert sum(str(layout_of(c)) == one.layout for c in inside) >= 6
 
 
+def test_a_member_without_weight_follows_and_is_tuned_in_the_layout_of_the_others(
+    path: Path,
+) -> None:
+    runner = FakeRunner(latency=clashing)
+    report = run(path, [SMALL, MANY], 120, runner=runner, strategy="evolutionary")
+    one, many = report.problems
+    assert many.weight == 0 and "groups=1" in one.layout and many.layout == one.layout
+    for part in (one, many):
+        assert part.selected and part.best
+        layout = layout_of(part.selected.candidate)
+        least = min(clashing(c) for c in Task(part.problem, TARGET, layout).enumerate())
+        assert part.selected.latency <= 1.1 * least
+    assert many.trials >= 40
+
+
 # --- progress ------------------------------------------------------------------------------------
 
 
