@@ -1,8 +1,9 @@
 """Layouts of groups: see that every member has been measured in each layout worth choosing.
 
-The main search tunes members one by one, and each finds its own favourite layout. A group has to
+The free search tunes members one by one, and each finds its own favourite layout. A group has to
 agree on one, so the few layouts that look best for all are tried by the members that lack them:
-their default within the layout, then a handful of trials there.
+their default within the layout, then a handful of trials there. The search then goes on within the
+layout that looks best, and the confirmation at the end decides between it and its rivals.
 """
 
 from __future__ import annotations
