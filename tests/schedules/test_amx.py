@@ -170,7 +170,7 @@ def test_machine_code(template: Template, token_tiles: int, group_tiles: int, lo
 
 def test_default_where_tiles_pay() -> None:
     one, many = TernaryGemm(1, 4096, 4096), TernaryGemm(128, 4096, 4096)
-    assert templates_for(many, AMX)[0].name == "amx_t5"
+    assert templates_for(many, AMX)[0].name == "amx_i2"
     assert "amx" not in str(
         [t.name for t in templates_for(dataclasses.replace(many, tokens=7), AMX)]
     )

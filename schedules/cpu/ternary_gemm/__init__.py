@@ -1,4 +1,8 @@
-"""CPU templates of ternary GEMM; the first applicable one is the default."""
+"""CPU templates of ternary GEMM; the first applicable one is the default.
+
+Two bits a weight come before 1.6: untuned, ``i2`` is right wherever the weight lies. From memory it
+loses the quarter more bytes; ``t5`` from a cache loses half, to decoding (benchmarks/tuning.py).
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,10 @@ from wattune.schedules.cpu.ternary_gemm.vnni import VnniI2, VnniT5
 from wattune.schedules.template import Template
 
 TEMPLATES: tuple[Template, ...] = (
-    AmxT5(),
     AmxI2(),
-    VnniT5(),
+    AmxT5(),
     VnniI2(),
+    VnniT5(),
     Avx2I2(),
     Avx2T5(),
     PortableI2(),
