@@ -1,9 +1,11 @@
 """How well and how fast the tuner tunes: ``python benchmarks/tuning.py [--threads 1]``.
 
-Three figures, each beside what bounds it, to one dated file in ``benchmarks/results/``:
+Four figures, each beside what bounds it, to one dated file in ``benchmarks/results/``:
 
 * candidates per second, hot and cold, building and verifying included;
 * what tuning gains over the default schedule;
+* what it costs 1, 8 and 128 tokens to share one packed weight: each one's best in the layout of the
+  group against its best in any layout, of the same interleaved measurement;
 * on a sub-space that is measured exhaustively first: how near the tuner comes to the best point
   with a small budget. The tuner's picks are answered from the recorded measurements, so that its
   choice is judged and not the noise of a second measurement.
@@ -65,6 +67,24 @@ def rates(threads: int, mode: str) -> dict[str, Any]:
     }
 
 
+def shared_layout(threads: int) -> dict[str, Any]:
+    """Tune three buckets of one weight that count alike; return what sharing costs each."""
+    problems = [TernaryGemm(tokens, 4096, 4096, dtype="bfloat16") for tokens in (1, 8, 128)]
+    target, weights = Target.native(threads), dict.fromkeys(problems, 1.0)
+    with tempfile.TemporaryDirectory() as folder:
+        database = f"{folder}/tuned.sqlite"
+        report = tune(problems, target, database, trials=2 * TRIALS, weights=weights)
+    return {
+        "threads": threads,
+        "layout": report.problems[0].layout,
+        "best_over_shared": {
+            str(part.problem): part.best.latency / part.selected.latency
+            for part in report.problems
+            if part.best and part.selected
+        },
+    }
+
+
 def measure_all(task: Task) -> dict[Schedule, Record]:
     """Measure every candidate of a task."""
     candidates = list(task.enumerate())
@@ -117,6 +137,7 @@ def main() -> None:
     result = {
         "machine": describe_machine(Target.native(threads)),
         "rates": [rates(threads, mode) for mode in ("hot", "cold")],
+        "shared_layout": shared_layout(threads),
         "exhaustive": exhaustive(threads),
     }
     RESULTS.mkdir(exist_ok=True)

@@ -62,12 +62,13 @@ def tune(
     report = progress or silent
     budget = Budget(trials, None if minutes is None else 60 * minutes)
     with ExitStack() as stack:
+        # Before the database: a tune that cannot run here leaves no empty file behind.
+        used = runner or stack.enter_context(LocalRunner(target, mode, seed=seed))
         records = stack.enter_context(_opened(database))
         settings = Settings(strategy, wanted, mode, fingerprint(target), seed)
         rates = _rates(records, target, settings.fingerprint, report if runner is None else None)
         model = cost_model("xgboost", mode=mode, rates=rates) if uses_model else None
         prior = PriorModel(mode, rates)
-        used = runner or stack.enter_context(LocalRunner(target, mode, seed=seed))
         session = Session(tasks, settings, records, used, budget, report, prior, model)
         session.resume()
         try:
