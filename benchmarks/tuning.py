@@ -28,7 +28,7 @@ from wattune.compiler.search.strategy import strategy
 from wattune.compiler.search.task import Task
 from wattune.compiler.tuner import tune
 from wattune.cost_models.base import cost_model
-from wattune.ops import TernaryGemm
+from wattune.ops import Problem, TernaryGemm
 from wattune.schedules.candidate import Record, Schedule
 from wattune.schedules.target import Target
 from wattune.schedules.template import Layout
@@ -69,7 +69,9 @@ def rates(threads: int, mode: str) -> dict[str, Any]:
 
 def shared_layout(threads: int) -> dict[str, Any]:
     """Tune three buckets of one weight that count alike; return what sharing costs each."""
-    problems = [TernaryGemm(tokens, 4096, 4096, dtype="bfloat16") for tokens in (1, 8, 128)]
+    problems: list[Problem] = [
+        TernaryGemm(tokens, 4096, 4096, dtype="bfloat16") for tokens in (1, 8, 128)
+    ]
     target, weights = Target.native(threads), dict.fromkeys(problems, 1.0)
     with tempfile.TemporaryDirectory() as folder:
         database = f"{folder}/tuned.sqlite"
