@@ -60,7 +60,7 @@ class Avx2(DotTemplate):
         common = {"groups": 2, "k_unroll": 1, "token_block": 4}
         if problem.tokens == 1:
             return {**common, "row_groups": 2, "accumulators": 2, "prefetch": 8192}
-        return {**common, "row_groups": 1, "accumulators": 1, "prefetch": 0}
+        return {**common, "row_groups": 1, "accumulators": 1, "prefetch": 8192}
 
 
 class Avx2I2(Avx2):

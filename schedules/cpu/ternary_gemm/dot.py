@@ -60,7 +60,7 @@ class DotTemplate(VectorTemplate):
             Knob("row_groups", (1, 2, 4, 8), default["row_groups"]),
             Knob("accumulators", accumulators, default["accumulators"]),
             Knob("k_unroll", (1, 2, 4, 8), default["k_unroll"]),
-            Knob("prefetch", (0, 512, 1024, 2048, 4096, 8192), default["prefetch"]),
+            Knob("prefetch", (0, 512, 1024, 2048, 4096, 8192, 16384), default["prefetch"]),
             Knob(
                 "token_block",
                 token_blocks,

@@ -61,7 +61,7 @@ class Lookup(BlobTemplate):
             Knob("vectors", (1, 2, 4, 8), 4 if permute else 2, layout=True),
             Knob("row_vectors", (1, 2, 4, 8), 4 if permute else 2),
             Knob("k_unroll", (1, 2), 1),
-            Knob("prefetch", (0, 1024, 2048, 4096, 8192, 16384), 0 if many else 8192),
+            Knob("prefetch", (0, 1024, 2048, 4096, 8192, 16384), 8192),
             Knob("token_block", token_blocks, min(2, problem.tokens)),
             Knob("grain", (1, 2, 4, 8), 4 if many and problem.out_features >= 1024 else 1),
         )

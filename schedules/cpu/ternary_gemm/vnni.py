@@ -12,7 +12,7 @@ from wattune.schedules.cpu.ternary_gemm.dot_kernel import Arithmetic
 from wattune.schedules.target import Target
 
 AVX512_VNNI = ("avx512f", "avx512bw", "avx512vl", "avx512_vnni")
-MANY_TOKENS = {"row_groups": 2, "accumulators": 1, "prefetch": 0}
+MANY_TOKENS = {"row_groups": 2, "accumulators": 1, "prefetch": 8192}
 
 
 class Vnni(DotTemplate):
@@ -26,7 +26,11 @@ class Vnni(DotTemplate):
         return Arithmetic(vector.LANES, vector.dot_u8s8)
 
     def defaults(self, problem: TernaryGemm, target: Target) -> dict[str, int]:
-        """One token reads memory: long streams, prefetched. Many share the decoded weights."""
+        """One token reads memory: long streams. Many share what is decoded, two groups at a time.
+
+        Both ask for memory far ahead: with many tokens a line is needed too seldom for the CPU's
+        own prefetching to keep up.
+        """
         one = {"k_unroll": 1, "token_block": 8, **self.one_token}
         one["row_groups"] = one["groups"]
         return one if problem.tokens == 1 else {**one, **MANY_TOKENS}
