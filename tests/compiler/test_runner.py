@@ -148,6 +148,8 @@ def test_bad_arguments_are_refused() -> None:
 def test_workers_end_with_their_parent(sent: signal.Signals, tmp_path: Path) -> None:
     """Kill -9 and Ctrl-C in the middle of a hung kernel: no process stays, nothing is printed."""
     code = (
+        # A shell's background jobs ignore Ctrl-C, and so would what they start.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
         "from wattune.compiler.measure.runner import LocalRunner\n"
         "from wattune.ops import TernaryGemm\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
@@ -52,9 +53,9 @@ class BlobTemplate(Template):
             and target.has(*self.features)
         )
 
+    @abstractmethod
     def weight(self, problem: TernaryGemm, values: Mapping[str, Value]) -> Blob:
         """Return the sizes of the packed weight."""
-        raise NotImplementedError
 
     def workspace(
         self, problem: TernaryGemm, target: Target, values: Mapping[str, Value]
@@ -82,11 +83,11 @@ class BlobTemplate(Template):
         body = self.body(problem, target, values)
         return tensor_program(operator(self.operator).arguments(problem), sizes, body)
 
+    @abstractmethod
     def body(
         self, problem: TernaryGemm, target: Target, values: Mapping[str, Value]
     ) -> Callable[[Tensors], None]:
         """Return what emits the kernel's statements."""
-        raise NotImplementedError
 
 
 class VectorTemplate(BlobTemplate):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class LookupKernel:
+class LookupKernel(ABC):
     """Emits quantisation, tables and the loops over row blocks; a subclass multiplies."""
 
     problem: TernaryGemm
@@ -77,9 +78,9 @@ class LookupKernel:
             totals = self._multiply(tensors, place)
             self._store(tensors, place, totals)
 
+    @abstractmethod
     def _multiply(self, tensors: Tensors, place: Place) -> Callable[[int, int, int], Expr]:
         """Emit the sums; return what reads those of (token, vector, 16 rows of the vector)."""
-        raise NotImplementedError
 
     def _store(
         self, tensors: Tensors, place: Place, totals: Callable[[int, int, int], Expr]

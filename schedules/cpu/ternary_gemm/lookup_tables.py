@@ -8,6 +8,7 @@ once per token and read by every block of rows, those of one token block beside 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ def largest_sum(layout: LookupLayout) -> int:
 
 
 @dataclass(frozen=True)
-class Tables:
+class Tables(ABC):
     """Where the tables are in the workspace; a subclass says what they hold and builds them."""
 
     layout: LookupLayout
@@ -58,8 +59,9 @@ class Tables:
                 at = workspace.scratch + self.at(block, step, nibble, inner)
                 self._emit_step(work, token * workspace.stride, step, nibble, at)
 
+    @abstractmethod
     def _emit_step(self, work: Buffer, row: Expr, step: Expr, nibble: int, at: Expr) -> None:
-        raise NotImplementedError
+        """Emit both tables of one nibble of a step at a byte offset."""
 
     def _weights(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the weights of each of 16 indices: [16, group]; indices without a value are 0."""
