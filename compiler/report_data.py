@@ -244,8 +244,8 @@ def _group(record: Record) -> tuple[str, str, str]:
 def _buckets(parts: Sequence[ProblemReport]) -> tuple[Bucket, ...]:
     """Add up the layers of each token bucket."""
     found = []
-    for tokens in sorted({part.problem.sizes["tokens"] for part in parts}):
-        layers = [part for part in parts if part.problem.sizes["tokens"] == tokens]
+    for tokens in sorted({part.problem.sizes.get("tokens", 1) for part in parts}):
+        layers = [part for part in parts if part.problem.sizes.get("tokens", 1) == tokens]
         default, best = (
             sum(1e3 * part.share.multiplicity * getattr(part, which).latency for part in layers)
             for which in ("default", "best")

@@ -9,6 +9,7 @@ other, so that a block of ``16 * groups`` rows is read as one sequential stream.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,12 +79,7 @@ class VectorLayout:
 
     def pack_program(self, problem: TernaryGemm) -> Any:
         """Return the PrimFunc (weights int8 [out, in], blob uint8 [bytes]); padding is zero."""
-        arguments = {a.name: a for a in TERNARY_GEMM.arguments(problem)}
-        weight = arguments["weight"]
-        assert weight.source is not None
-        return tensor_program(
-            (weight.source, weight), {"weight_bytes": self.bytes}, self._emit_pack
-        )
+        return pack_program(problem, self.bytes, self._emit_pack)
 
     def _emit_pack(self, tensors: Tensors) -> None:
         weights, blob = tensors["weights"], tensors["weight"]
@@ -108,3 +104,11 @@ class VectorLayout:
         inside = T.And(row < n, column < k)
         value = weights[T.min(row, n - 1), T.min(column, k - 1)]
         return T.Select(inside, T.cast(value, "int32") + 1, T.int32(1))
+
+
+def pack_program(problem: TernaryGemm, size: int, body: Callable[[Tensors], None]) -> Any:
+    """Return the PrimFunc (weights int8 [out, in], blob uint8 [size]) that ``body`` emits."""
+    arguments = {a.name: a for a in TERNARY_GEMM.arguments(problem)}
+    weight = arguments["weight"]
+    assert weight.source is not None
+    return tensor_program((weight.source, weight), {"weight_bytes": size}, body)

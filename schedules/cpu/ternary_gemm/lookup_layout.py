@@ -16,9 +16,10 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.ops.ternary_formats import LookupFormat
-from wattune.ops.ternary_gemm import TERNARY_GEMM, TernaryGemm
+from wattune.ops.ternary_gemm import TernaryGemm
 from wattune.schedules.cpu import vector
-from wattune.schedules.program import Tensors, tensor_program
+from wattune.schedules.cpu.ternary_gemm.layout import pack_program
+from wattune.schedules.program import Tensors
 
 CHUNK = 4
 Expr = Any
@@ -107,12 +108,7 @@ class LookupLayout:
 
     def pack_program(self, problem: TernaryGemm) -> Any:
         """Return the PrimFunc (weights int8 [out, in], blob uint8 [bytes]); padding is zero."""
-        arguments = {a.name: a for a in TERNARY_GEMM.arguments(problem)}
-        weight = arguments["weight"]
-        assert weight.source is not None
-        return tensor_program(
-            (weight.source, weight), {"weight_bytes": self.bytes}, self._emit_pack
-        )
+        return pack_program(problem, self.bytes, self._emit_pack)
 
     def _emit_pack(self, tensors: Tensors) -> None:
         """Walk the rows; each is read once for its indices, once for its signs."""
