@@ -186,7 +186,7 @@ def decided_sizes(candidate: Candidate) -> dict[str, int]:
     sizes = template_of(candidate).sizes(problem, target, candidate.schedule.values)
     for argument in operator(problem.operator).arguments(problem):
         try:
-            argument.concrete({**problem.sizes, **sizes})
+            argument.concrete({**problem.extents, **sizes})
         except KeyError as error:
             raise BuildError(
                 f"{candidate.schedule.template} gives no size {error} for {argument.name}"

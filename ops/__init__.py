@@ -6,22 +6,50 @@ from collections.abc import Mapping
 from typing import Any
 
 from wattune.errors import ProblemError, UnknownNameError
-from wattune.ops.operator import Argument, Operator, Problem, Tolerance, Work
+from wattune.ops.block_sparse_decode_attention import (
+    BLOCK_SPARSE_DECODE_ATTENTION,
+    BlockSparseDecodeAttention,
+)
+from wattune.ops.decode_attention import DECODE_ATTENTION, DecodeAttention
+from wattune.ops.kv_cache_append import KV_CACHE_APPEND, KVCacheAppend
+from wattune.ops.merge_states import MERGE_STATES, MergeStates
+from wattune.ops.operator import Argument, Operator, Problem, Tolerance, Values, Work
+from wattune.ops.rectify_attention import RECTIFY_ATTENTION, RectifyAttention
 from wattune.ops.ternary_gemm import TERNARY_GEMM, TernaryGemm
+from wattune.ops.token_sparse_decode_attention import (
+    TOKEN_SPARSE_DECODE_ATTENTION,
+    TokenSparseDecodeAttention,
+)
 
 __all__ = [
     "Argument",
+    "BlockSparseDecodeAttention",
+    "DecodeAttention",
+    "KVCacheAppend",
+    "MergeStates",
     "Operator",
     "Problem",
+    "RectifyAttention",
     "TernaryGemm",
+    "TokenSparseDecodeAttention",
     "Tolerance",
+    "Values",
     "Work",
     "operator",
     "operator_names",
     "problem_from_json",
 ]
 
-_OPERATORS: dict[str, Operator[Any]] = {op.name: op for op in (TERNARY_GEMM,)}
+_ALL: tuple[Operator[Any], ...] = (
+    TERNARY_GEMM,
+    DECODE_ATTENTION,
+    BLOCK_SPARSE_DECODE_ATTENTION,
+    TOKEN_SPARSE_DECODE_ATTENTION,
+    RECTIFY_ATTENTION,
+    MERGE_STATES,
+    KV_CACHE_APPEND,
+)
+_OPERATORS: dict[str, Operator[Any]] = {op.name: op for op in _ALL}
 
 
 def operator_names() -> tuple[str, ...]:

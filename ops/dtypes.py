@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from wattune.errors import MissingDependencyError
 
+FLOATS = ("float32", "bfloat16", "float16")
+
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """Return the numpy dtype of this name."""
@@ -32,3 +34,8 @@ def itemsize(name: str) -> int:
 def round_to(values: NDArray[Any], name: str) -> NDArray[Any]:
     """Round to a dtype (to nearest, ties to even)."""
     return values.astype(numpy_dtype(name))
+
+
+def unit_roundoff(name: str) -> float:
+    """Return the greatest relative error of rounding to a float dtype."""
+    return {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}[name]

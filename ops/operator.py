@@ -23,11 +23,14 @@ class Problem:
     """An operator with its static sizes, dtypes and caller-fixed layouts.
 
     Fields named in ``runtime`` are run-time sizes: in a problem they name the upper end of the
-    bucket that one kernel serves.
+    bucket that one kernel serves. Kernels serve sizes named in ``open_ended`` beyond the bucket
+    too, only slower. ``free`` names sizes of shapes that choose no kernel: a cache's capacity.
     """
 
     operator: ClassVar[str]
     runtime: ClassVar[tuple[str, ...]] = ()
+    open_ended: ClassVar[tuple[str, ...]] = ()
+    free: ClassVar[tuple[str, ...]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain data, with the operator's name."""
@@ -71,6 +74,11 @@ class Problem:
         return {name: int(getattr(self, name)) for name in self.runtime}
 
     @property
+    def extents(self) -> dict[str, int]:
+        """Return `sizes` and the free sizes that inputs are made with."""
+        return self.sizes
+
+    @property
     def static_key(self) -> str:
         """Return the key without the run-time sizes: problems that differ only in the bucket."""
         data = {key: value for key, value in self.to_json().items() if key not in self.runtime}
@@ -82,13 +90,53 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """A number that depends on a size: ceil(size * times / per) + offset."""
+
+    size: str
+    times: int = 1
+    per: int = 1
+    offset: int = 0
+
+    def at(self, sizes: Mapping[str, int]) -> int:
+        """Return the number for these sizes."""
+        return -(-sizes[self.size] * self.times // self.per) + self.offset
+
+
+@dataclass(frozen=True)
+class Used:
+    """Which values of the last axis matter: the first ceil(lengths[i] / per) of row i.
+
+    ``lengths`` names an int32 argument of one value for each index of the leading axis.
+    """
+
+    lengths: str
+    per: int = 1
+
+
+@dataclass(frozen=True)
+class Values:
+    """What integers an argument may hold: ``low`` to ``high``, both included.
+
+    ``unique``: none but negative ones may be repeated along the last axis. ``used`` limits the
+    check to values that matter. ``maximum`` names the run-time size that the greatest value is.
+    """
+
+    low: int
+    high: int | Limit
+    unique: bool = False
+    used: Used | None = None
+    maximum: str = ""
+
+
+@dataclass(frozen=True)
 class Argument:
     """One tensor of a kernel.
 
-    A name in ``shape`` is a size known later: a run-time size of the problem (``tokens``) or a
-    size that the layout decides (``weight_bytes``). ``source`` is what a caller packs from; a
-    packed argument whose source has its own shape is copied as it is. ``bounds`` are the least and
-    the greatest value allowed, for int8 sources.
+    A name in ``shape`` is a size known later: a run-time or free size of the problem (``tokens``)
+    or a size that the layout decides (``weight_bytes``). ``source`` is what a caller packs from; a
+    packed argument whose source has its own shape is copied as it is. ``values`` says what
+    integers are allowed. ``updated``: a state that the kernel changes; other states are only read.
     """
 
     name: str
@@ -96,11 +144,17 @@ class Argument:
     dtype: str
     role: Role
     source: Argument | None = None
-    bounds: tuple[int, int] | None = None
+    values: Values | None = None
+    updated: bool = False
 
     def concrete(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape with every name replaced by its size."""
         return tuple(sizes[d] if isinstance(d, str) else d for d in self.shape)
+
+    @property
+    def written(self) -> bool:
+        """Say whether a call writes to it."""
+        return self.updated or self.role in ("workspace", "output")
 
     @property
     def layout_dependent(self) -> bool:
@@ -148,9 +202,13 @@ class Operator(ABC, Generic[P]):
     def make_inputs(self, problem: P, rng: np.random.Generator) -> dict[str, Array]:
         """Draw inputs and pack sources for the problem at its bucket's upper end."""
 
+    def verification_inputs(self, problem: P, rng: np.random.Generator) -> dict[str, Array]:
+        """Draw inputs that kernels get wrong: ragged, empty, poison in what must not be read."""
+        return self.make_inputs(problem, rng)
+
     @abstractmethod
     def reference(self, problem: P, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the outputs in numpy: integers exactly, floats in float64."""
+        """Compute outputs and updated states in numpy: integers exactly, floats in float64."""
 
     @abstractmethod
     def work(self, problem: P) -> Work:

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wattune.errors import ProblemError
-from wattune.ops.dtypes import itemsize, round_to
-from wattune.ops.operator import Argument, Array, Operator, Problem, Tolerance, Work
+from wattune.ops.dtypes import FLOATS, itemsize, round_to
+from wattune.ops.fields import integer, one_of
+from wattune.ops.operator import Argument, Array, Operator, Problem, Tolerance, Values, Work
 from wattune.ops.quantize import quantize_per_token
 from wattune.ops.ternary_formats import FORMATS
-
-FLOATS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -44,24 +43,21 @@ class TernaryGemm(Problem):
     def __post_init__(self) -> None:
         """Check every field and fill the output's dtype."""
         for name in ("tokens", "out_features", "in_features"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ProblemError(f"ternary_gemm: {name} is {value!r}; allowed: an integer >= 1")
+            integer(self, name, 1)
         # An int32 sum of products up to 128 * (levels // 2) must not overflow.
         if self.in_features > 1 << 23:
             raise ProblemError(f"ternary_gemm: in_features is {self.in_features}; allowed: <= 2^23")
-        _one_of("dtype", self.dtype, (*FLOATS, "int8"))
+        one_of(self, "dtype", (*FLOATS, "int8"))
         if not self.out_dtype:
             default = "int32" if self.dtype == "int8" else self.dtype
             object.__setattr__(self, "out_dtype", default)
         outputs = ("int32", "float32") if self.dtype == "int8" else (self.dtype,)
-        _one_of("out_dtype", self.out_dtype, outputs)
-        _one_of("scale", self.scale, ("tensor", "row"))
-        if self.levels not in (3, 5):
-            raise ProblemError(f"ternary_gemm: levels is {self.levels!r}; allowed: 3, 5")
+        one_of(self, "out_dtype", outputs)
+        one_of(self, "scale", ("tensor", "row"))
+        one_of(self, "levels", (3, 5))
         allowed = [name for name, fmt in FORMATS.items() if fmt.supports(self.levels)]
         if self.format != "":
-            _one_of("format", self.format, allowed)
+            one_of(self, "format", allowed)
 
     @property
     def returns_sums(self) -> bool:
@@ -74,11 +70,6 @@ class TernaryGemm(Problem):
             f"ternary_gemm.weight:{self.out_features}x{self.in_features}"
             f":{self.levels}:{self.format or 'any'}"
         )
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...] | list[str]) -> None:
-    if value not in allowed:
-        raise ProblemError(f"ternary_gemm: {name} is {value!r}; allowed: {', '.join(allowed)}")
 
 
 class TernaryGemmOperator(Operator[TernaryGemm]):
@@ -98,7 +89,7 @@ class TernaryGemmOperator(Operator[TernaryGemm]):
         n, k = problem.out_features, problem.in_features
         scales = 1 if problem.scale == "tensor" else n
         high = problem.levels // 2
-        weights = Argument("weights", (n, k), "int8", "input", bounds=(-high, high))
+        weights = Argument("weights", (n, k), "int8", "input", values=Values(-high, high))
         scale = Argument("scale", (scales,), "float32", "input")
         found = {
             "x": Argument("x", ("tokens", k), problem.dtype, "input"),

@@ -176,7 +176,8 @@ def _slot(argument: Argument | None, runtime: Sequence[str]) -> str:
     kind = argument.dtype.rstrip("0123456789")
     dtype = f"{{{_CODES[kind]}, {argument.dtype[len(kind) :]}, 1}}"
     dims = [f"~{runtime.index(d)}" if d in runtime else _number(d) for d in argument.shape]
-    low, high = argument.bounds or (1, 0)
+    values = argument.values
+    low, high = (values.low, values.high) if values and isinstance(values.high, int) else (1, 0)
     shape = ", ".join(map(str, argument.shape))
     role = "WT_" + argument.role.upper()
     return (

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from wattune.errors import LibraryError
-from wattune.ops.operator import Argument
+from wattune.ops.operator import Argument, Limit, Used, Values
 
 FORMAT = "wattune.library"
 # Counts changes of the entries' arguments or of the manifest that an older loader cannot read.
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,24 @@ def _variant(data: Mapping[str, Any]) -> Variant:
 
 
 def _argument(data: Mapping[str, Any]) -> Argument:
-    source, bounds = data["source"], data["bounds"]
+    source, values = data["source"], data["values"]
     return Argument(
         name=data["name"],
         shape=tuple(data["shape"]),
         dtype=data["dtype"],
         role=data["role"],
         source=None if source is None else _argument(source),
-        bounds=None if bounds is None else (bounds[0], bounds[1]),
+        values=None if values is None else _values(values),
+        updated=data["updated"],
+    )
+
+
+def _values(data: Mapping[str, Any]) -> Values:
+    high, used = data["high"], data["used"]
+    return Values(
+        low=data["low"],
+        high=Limit(**high) if isinstance(high, Mapping) else high,
+        unique=data["unique"],
+        used=None if used is None else Used(**used),
+        maximum=data["maximum"],
     )

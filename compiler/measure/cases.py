@@ -107,27 +107,29 @@ class Binder:
     ) -> Bound:
         """Lay out every argument of a problem in watched memory, outputs poisoned.
 
-        ``sizes`` are those that the schedule decides. ``tight`` puts inputs and outputs where only
-        what callers guarantee holds: aligned to an element, the end of the memory right behind.
+        ``sizes`` are those that the schedule decides. ``tight`` takes the inputs that kernels get
+        wrong, and puts inputs and outputs where only what callers guarantee holds: aligned to an
+        element, the end of the memory right behind.
         """
-        case = self._case(problem)
+        case = self._case(problem, tight)
         arguments = operator(problem.operator).arguments(problem)
-        known = {**problem.sizes, **sizes}
+        known = {**problem.extents, **sizes}
         tensors = {a.name: self._tensor(case, a, a.concrete(known), pack, tight) for a in arguments}
         call = Call(
             [(tensors[a.name].memory.address, a.dtype, a.concrete(known)) for a in arguments]
         )
         return Bound(case, arguments, tensors, call)
 
-    def _case(self, problem: Problem) -> Case:
+    def _case(self, problem: Problem, hard: bool) -> Case:
         def make() -> tuple[Case, int]:
             op = operator(problem.operator)
-            values = op.make_inputs(problem, np.random.default_rng(self._seed))
+            draw = op.verification_inputs if hard else op.make_inputs
+            values = draw(problem, np.random.default_rng(self._seed))
             case = Case(problem, values, op.reference(problem, values))
             # Twice: inputs are copied into watched memory.
             return case, 2 * sum(a.nbytes for a in (*values.values(), *case.expected.values()))
 
-        return self._cases.get(problem.key, make)
+        return self._cases.get((problem.key, hard), make)
 
     def _tensor(
         self, case: Case, argument: Argument, shape: tuple[int, ...], pack: str | None, tight: bool
@@ -137,7 +139,7 @@ class Binder:
             return self._pack(case, argument, shape, size, pack)
         source = argument.source or argument
         aligned = alignment(argument) if tight else CACHE_LINE
-        if argument.role in ("input", "packed"):
+        if not argument.written:
             key = (source.name, tight)
             if key not in case.inputs:
                 case.inputs[key] = watched(case.values[source.name], aligned)

@@ -10,9 +10,8 @@
 typedef int (*Function)(void *self, const void *arguments, int32_t count, void *result);
 
 typedef struct {
-  char **data;    /* the data pointer of a tensor */
-  char *address;  /* of copy 0 */
-  int64_t stride; /* from one copy to the next */
+  char **data;            /* the data pointer of a tensor */
+  char *const *addresses; /* of every copy */
 } Rotation;
 
 static double now(void) {
@@ -36,7 +35,7 @@ int64_t wattune_time(Function function, const void *arguments, int32_t count,
     for (int64_t i = 0; i < batch; ++i) {
       int64_t result[2] = {0, 0};
       for (int32_t r = 0; r < rotating; ++r)
-        *rotations[r].data = rotations[r].address + set * rotations[r].stride;
+        *rotations[r].data = rotations[r].addresses[set];
       if (++set == sets) set = 0;
       if (function(0, arguments, count, result)) return -1;
     }

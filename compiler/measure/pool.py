@@ -20,6 +20,7 @@ LEAST_FOOTPRINT = 512 << 20
 # Regions grow in steps: another layout's copies take a little more or less, and touching memory
 # for the first time takes seconds.
 REGION_STEP = 64 << 20
+GOLDEN = 0.6180339887498949
 
 Fill = Callable[[int], NDArray[np.uint8]]
 
@@ -40,11 +41,9 @@ def stride_of(size: int) -> int:
 
 @dataclass(frozen=True)
 class Rotation:
-    """``sets`` copies of one argument: copy i starts at ``address + i * stride``."""
+    """The addresses of one argument's copies, which a measurement uses in turn."""
 
-    address: int
-    stride: int
-    sets: int
+    addresses: NDArray[np.int64]
 
 
 class Pool:
@@ -55,20 +54,38 @@ class Pool:
         self._operator = ""
         self._regions: dict[str, NDArray[np.uint8]] = {}
 
-    def rotation(self, operator: str, argument: str, size: int, sets: int, fill: Fill) -> Rotation:
+    def copies(self, operator: str, argument: str, size: int, sets: int, fill: Fill) -> Rotation:
         """Return copies of an argument of ``size`` bytes, filled from ``fill(count)`` tiled."""
+        stride = stride_of(size)
+        base = self._region(operator, argument, stride * sets, fill)
+        return Rotation(base + stride * np.arange(sets, dtype=np.int64))
+
+    def views(
+        self, operator: str, argument: str, size: int, sets: int, spread: int, fill: Fill
+    ) -> Rotation:
+        """Return overlapping copies that start anywhere in ``spread`` bytes.
+
+        For arguments of which a call reads a small part: the same bytes of different copies lie
+        in different places, at much less cost than whole copies. The places follow the golden
+        ratio, so that no regular distance of the kernel's own meets them again.
+        """
+        base = self._region(operator, argument, size + spread, fill)
+        share = np.arange(sets) * GOLDEN % 1.0
+        lines = (share * (spread // CACHE_LINE)).astype(np.int64)
+        return Rotation(base + CACHE_LINE * lines)
+
+    def _region(self, operator: str, argument: str, size: int, fill: Fill) -> int:
+        """Return the address of at least ``size`` bytes."""
         if operator != self._operator:
             self._regions.clear()
             self._operator = operator
-        stride = stride_of(size)
         region = self._regions.get(argument)
-        if region is None or len(region) < stride * sets:
+        if region is None or len(region) < size:
             self._regions.pop(argument, None)
             del region
-            size = stride * sets
             step = REGION_STEP if size > REGION_STEP else 1
             region = self._regions[argument] = _filled(-(-size // step) * step, fill)
-        return Rotation(int(region.ctypes.data), stride, sets)
+        return int(region.ctypes.data)
 
 
 def _filled(size: int, fill: Fill) -> NDArray[np.uint8]:

@@ -35,8 +35,7 @@ KEPT_SAMPLES = 31
 class _Rotation(ctypes.Structure):
     _fields_ = [
         ("data", ctypes.c_void_p),
-        ("address", ctypes.c_void_p),
-        ("stride", ctypes.c_int64),
+        ("addresses", ctypes.c_void_p),
     ]
 
 
@@ -90,10 +89,11 @@ class Timer:
         """Rotate the arguments of these indices, from a position between 0 and 1 on."""
         self._address = address
         self._call = call
-        self._sets = min((r.sets for _, r in rotations), default=1)
+        self._kept = [r.addresses for _, r in rotations]
+        self._sets = min(map(len, self._kept), default=1)
         self._next = int(position * self._sets) % self._sets
         self._rotations = (_Rotation * len(rotations))(
-            *(_Rotation(call.slot(index), r.address, r.stride) for index, r in rotations)
+            *(_Rotation(call.slot(i), r.addresses.ctypes.data) for i, r in rotations)
         )
 
     @property

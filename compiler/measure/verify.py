@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from wattune.compiler.measure.cases import Binder, Bound, smaller
+from wattune.compiler.measure.cases import Binder, Bound, as_bytes, smaller
 from wattune.compiler.measure.ffi import Library
 from wattune.errors import MeasureError
 from wattune.ops import Problem, Tolerance, operator
@@ -45,6 +45,9 @@ def check(bound: Bound, library: Library) -> None:
             right = expected[name]
             got = tensor.memory.data.view(numpy_dtype(argument.dtype)).reshape(right.shape)
             tolerance = operator(problem.operator).tolerance(problem, name)
+            # Rows of a state that must stay as they are may hold anything.
+            if argument.updated and np.array_equal(tensor.memory.data, as_bytes(right)):
+                continue
             if message := difference(got, right, tolerance):
                 raise MeasureError("wrong_result", f"{name}{message} ({where})")
 

@@ -28,6 +28,9 @@ from wattune.errors import MeasureError
 from wattune.ops import Argument, operator, problem_from_json
 
 ENERGY_SECONDS = 0.5
+# Where a call reads less than this share of the arguments (sparse attention), their copies overlap.
+PARTLY_READ = 0.5
+MOST_VIEWS = 1 << 14
 
 
 def start() -> None:
@@ -103,13 +106,22 @@ class Measurer:
 
     def _rotations(self, bound: Bound) -> list[tuple[int, Rotation]]:
         """View the pool as copies of the arguments that lie in memory between calls."""
-        sizes = bound.sizes()
+        sizes, problem = bound.sizes(), bound.case.problem
         moving = [(i, a) for i, a in enumerate(bound.arguments) if a.role in ("packed", "state")]
         one_set = sum(stride_of(sizes[a.name]) for _, a in moving)
-        sets = max(1, self._footprint // one_set) if self._mode == "cold" and moving else 1
-        name = bound.case.problem.operator
+        name, cold = problem.operator, self._mode == "cold" and bool(moving)
+        moved = operator(name).work(problem).bytes
+        if cold and moved < PARTLY_READ * one_set:
+            sets = min(MOST_VIEWS, max(1, self._footprint // moved))
+            return [
+                (i, self._pool.views(name, a.name, size, sets, spread, self._fill(bound, a)))
+                for i, a in moving
+                for size in (sizes[a.name],)
+                for spread in (self._footprint * size // one_set,)
+            ]
+        sets = max(1, self._footprint // one_set) if cold else 1
         return [
-            (i, self._pool.rotation(name, a.name, sizes[a.name], sets, self._fill(bound, a)))
+            (i, self._pool.copies(name, a.name, sizes[a.name], sets, self._fill(bound, a)))
             for i, a in moving
         ]
 
@@ -117,11 +129,12 @@ class Measurer:
         problem = bound.case.problem
 
         def fill(count: int) -> NDArray[np.uint8]:
-            if argument.layout_dependent or argument.source is None:
+            source = argument if argument.role == "state" else argument.source
+            if argument.layout_dependent or source is None:
                 op = operator(problem.operator)
                 return op.random_bytes(problem, argument.name, count, self._seed)
             # A copied argument holds numbers: any bytes may be subnormal or not a number.
-            return np.resize(as_bytes(bound.case.values[argument.source.name]), count)
+            return np.resize(as_bytes(bound.case.values[source.name]), count)
 
         return fill
 

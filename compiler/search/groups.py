@@ -41,16 +41,19 @@ def groups_of(problems: Sequence[Problem]) -> list[Group]:
 def weights_of(
     problems: Sequence[Problem], weights: Mapping[Problem, float] | None
 ) -> dict[Problem, float]:
-    """Return every problem's weight; in a group without any, all of it is on the smallest bucket.
+    """Return every problem's weight; of buckets without any, the smallest has all of it.
 
-    A problem that ``weights`` does not name weighs nothing, as long as its group has another.
+    A problem that ``weights`` does not name weighs nothing, as long as its group has another:
+    problems that share data may weigh nothing beside those that do.
     """
     found: dict[Problem, float] = {}
     for group in groups_of(problems):
         given = {p: (weights or {}).get(p, 0.0) for p in group.members}
         if sum(given.values()) <= 0:
-            least = bucket(group.smallest)
-            given = {p: float(bucket(p) == least) for p in group.members}
+            least: dict[str, tuple[int, ...]] = {}
+            for p in sorted(group.members, key=bucket):
+                least.setdefault(p.static_key, bucket(p))
+            given = {p: float(bucket(p) == least[p.static_key]) for p in group.members}
         found.update(given)
     return found
 

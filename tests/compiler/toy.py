@@ -45,7 +45,7 @@ class BlendOperator(Operator[Blend]):
         return (
             Argument("x", shape[::-1] if problem.transposed else shape, "float32", "input"),
             Argument("table", ("context",), "float32", "input"),
-            Argument("calls", (1,), "int32", "state"),
+            Argument("calls", (1,), "int32", "state", updated=True),
             Argument("y", shape, "float32", "output"),
             Argument("bucket", ("rows",), "int32", "output"),
         )
