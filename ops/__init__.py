@@ -12,8 +12,17 @@ from wattune.ops.block_sparse_decode_attention import (
 )
 from wattune.ops.decode_attention import DECODE_ATTENTION, DecodeAttention
 from wattune.ops.kv_cache_append import KV_CACHE_APPEND, KVCacheAppend
+from wattune.ops.kv_cache_quantize import KV_CACHE_QUANTIZE, KVCacheQuantize
 from wattune.ops.merge_states import MERGE_STATES, MergeStates
 from wattune.ops.operator import Argument, Operator, Problem, Tolerance, Values, Work
+from wattune.ops.quantized_decode_attention import (
+    QUANTIZED_DECODE_ATTENTION,
+    QuantizedDecodeAttention,
+)
+from wattune.ops.quantized_kv_cache_append import (
+    QUANTIZED_KV_CACHE_APPEND,
+    QuantizedKVCacheAppend,
+)
 from wattune.ops.rectify_attention import RECTIFY_ATTENTION, RectifyAttention
 from wattune.ops.ternary_gemm import TERNARY_GEMM, TernaryGemm
 from wattune.ops.token_sparse_decode_attention import (
@@ -26,9 +35,12 @@ __all__ = [
     "BlockSparseDecodeAttention",
     "DecodeAttention",
     "KVCacheAppend",
+    "KVCacheQuantize",
     "MergeStates",
     "Operator",
     "Problem",
+    "QuantizedDecodeAttention",
+    "QuantizedKVCacheAppend",
     "RectifyAttention",
     "TernaryGemm",
     "TokenSparseDecodeAttention",
@@ -48,6 +60,9 @@ _ALL: tuple[Operator[Any], ...] = (
     RECTIFY_ATTENTION,
     MERGE_STATES,
     KV_CACHE_APPEND,
+    QUANTIZED_DECODE_ATTENTION,
+    QUANTIZED_KV_CACHE_APPEND,
+    KV_CACHE_QUANTIZE,
 )
 _OPERATORS: dict[str, Operator[Any]] = {op.name: op for op in _ALL}
 

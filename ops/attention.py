@@ -132,12 +132,24 @@ class AttentionOperator(Operator[P]):
     @property
     def signature(self) -> tuple[str, ...]:
         """Name every argument in calling order."""
-        before = ("q", *self.new_rows, "k_cache", "v_cache", *self.lists)
+        before = ("q", *self.new_rows, *self.caches, *self.lists)
         return (*before, "seq_lens", "page_table", "sinks", "workspace", "out", "lse")
 
-    # Names of what a subclass adds: rows that are written, lists of what is attended to.
+    # Names of the caches, and of what a subclass adds: rows that are written, lists of what is
+    # attended to.
+    caches: ClassVar[tuple[str, ...]] = ("k_cache", "v_cache")
     new_rows: ClassVar[tuple[str, ...]] = ()
     lists: ClassVar[tuple[str, ...]] = ()
+
+    def cache_arguments(self, problem: P) -> tuple[Argument, ...]:
+        """Describe the caches, the requests' lengths and the page table."""
+        cache, updated = problem.cache, bool(self.new_rows)
+        return (
+            cache.argument("k_cache", problem.head_dim, updated),
+            cache.argument("v_cache", problem.value_dim, updated),
+            cache.lengths(),
+            *cache.page_table(),
+        )
 
     def more_arguments(self, problem: P) -> tuple[Argument, ...]:
         """Describe the arguments that a subclass adds."""
@@ -145,14 +157,10 @@ class AttentionOperator(Operator[P]):
 
     def arguments(self, problem: P) -> tuple[Argument, ...]:
         """Describe every tensor of the kernel, in calling order."""
-        cache, tokens, heads = problem.cache, problem.query_tokens, problem.query_heads
-        updated = bool(self.new_rows)
+        tokens, heads = problem.query_tokens, problem.query_heads
         found = [
             Argument("q", ("batch", tokens, heads, problem.head_dim), problem.dtype, "input"),
-            cache.argument("k_cache", problem.head_dim, updated),
-            cache.argument("v_cache", problem.value_dim, updated),
-            cache.lengths(),
-            *cache.page_table(),
+            *self.cache_arguments(problem),
             *self.more_arguments(problem),
             Argument("workspace", ("workspace_bytes",), "uint8", "workspace"),
             Argument("out", ("batch", tokens, heads, problem.value_dim), problem.dtype, "output"),
@@ -176,12 +184,17 @@ class AttentionOperator(Operator[P]):
         if problem.batch > 1:
             lengths[-1] = 0
         inputs = self._inputs(problem, lengths, rng, hard=True)
-        for name in ("k_cache", "v_cache"):
-            live = self._live(problem, inputs)
-            inputs[name] = problem.cache.poison(inputs[name], inputs, live)
-        return inputs
+        return {**inputs, **self.poisoned(problem, inputs)}
 
-    def _live(self, problem: P, inputs: Mapping[str, Array]) -> Iterator[tuple[int, Positions]]:
+    def poisoned(self, problem: P, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the caches with poison in all rows that no query sees."""
+        return {
+            name: problem.cache.poison(inputs[name], inputs, self.live(problem, inputs))
+            for name in self.caches
+        }
+
+    def live(self, problem: P, inputs: Mapping[str, Array]) -> Iterator[tuple[int, Positions]]:
+        """Yield each request's positions that some query sees."""
         for request in range(problem.batch):
             seen = [self.keys(problem, inputs, request, h)[0] for h in range(problem.kv_heads)]
             yield request, np.unique(np.concatenate(seen))
@@ -189,18 +202,33 @@ class AttentionOperator(Operator[P]):
     def _inputs(
         self, problem: P, lengths: Array, rng: np.random.Generator, hard: bool = False
     ) -> dict[str, Array]:
-        batch, context, cache = problem.batch, problem.context, problem.cache
-        inputs: dict[str, Array] = {
-            "k_cache": cache.make(batch, context, problem.head_dim, rng),
-            "v_cache": cache.make(batch, context, problem.value_dim, rng),
-            "seq_lens": lengths,
-            **cache.make_page_table(batch, context, rng),
-        }
+        inputs: dict[str, Array] = {"seq_lens": lengths, **self.cache_inputs(problem, rng)}
         if problem.sinks:
             inputs["sinks"] = rng.normal(0, 2, problem.query_heads).astype(np.float32)
         inputs.update(self.more_inputs(problem, lengths, rng, hard))
         inputs["q"] = self._queries(problem, inputs, rng)
         return inputs
+
+    def cache_inputs(self, problem: P, rng: np.random.Generator) -> dict[str, Array]:
+        """Draw full caches and the page table."""
+        batch, context, cache = problem.batch, problem.context, problem.cache
+        return {
+            "k_cache": cache.make(batch, context, problem.head_dim, rng),
+            "v_cache": cache.make(batch, context, problem.value_dim, rng),
+            **cache.make_page_table(batch, context, rng),
+        }
+
+    def read(
+        self,
+        problem: P,
+        inputs: Mapping[str, Array],
+        which: str,
+        request: int,
+        head: int,
+        positions: Positions,
+    ) -> NDArray[np.float64]:
+        """Return keys (``which`` "k") or values ("v") [positions, width] in float64."""
+        return problem.cache.read(inputs[f"{which}_cache"], inputs, request, head, positions)
 
     def more_inputs(
         self, problem: P, lengths: Array, rng: np.random.Generator, hard: bool
@@ -223,7 +251,7 @@ class AttentionOperator(Operator[P]):
                         continue
                     first = head * problem.group
                     near = rng.choice(seen, problem.group)
-                    keys = problem.cache.read(inputs["k_cache"], inputs, request, head, near)
+                    keys = self.read(problem, inputs, "k", request, head, near)
                     strength = (np.log(len(seen)) + 1) / (problem.scale * problem.head_dim)
                     q[request, token, first : first + problem.group] = strength * keys
         return round_to(q, problem.dtype)
@@ -243,8 +271,8 @@ class AttentionOperator(Operator[P]):
             for head in range(problem.kv_heads):
                 positions, visible = self.keys(problem, inputs, request, head)
                 heads = slice(head * problem.group, (head + 1) * problem.group)
-                k = problem.cache.read(inputs["k_cache"], inputs, request, head, positions)
-                v = problem.cache.read(inputs["v_cache"], inputs, request, head, positions)
+                k = self.read(problem, inputs, "k", request, head, positions)
+                v = self.read(problem, inputs, "v", request, head, positions)
                 sinks = inputs["sinks"][heads].astype(np.float64) if problem.sinks else None
                 for token in range(problem.query_tokens):
                     q = inputs["q"][request, token, heads].astype(np.float64)
