@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from wattune.ops.dtypes import itemsize, numpy_dtype
 from wattune.ops.operator import Array
 from wattune.schedules.program import CACHE_LINE, alignment
 
-CACHE_BYTES = 512 << 20
+# Inputs of one problem may take gigabytes (caches of long contexts); two cases of it must fit.
+CACHE_BYTES = max(512 << 20, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
 _INTEGER_POISON = 0x5A
 
 T = TypeVar("T")
