@@ -119,7 +119,8 @@ static int byte_at(const tile_t* from, int row, int column, int is_signed) {
   return is_signed ? (int8_t)value : value;
 }
 
-static int dot(const char* name, int to, int left, int right, int left_signed, int right_signed) {
+/* Returns the three tiles of a product, or 0 and a fault. */
+static int operands(const char* name, int to, int left, int right, tile_t* found[3]) {
   tile_t *c = tile(name, to, 1), *a = tile(name, left, 1), *b = tile(name, right, 1);
   if (!a || !b || !c) return 0;
   if (to == left || to == right || left == right) {
@@ -132,14 +133,48 @@ static int dot(const char* name, int to, int left, int right, int left_signed, i
     return 0;
   }
   atomic_fetch_add(&dots, 1);
-  for (int m = 0; m < c->rows; m++)
-    for (int n = 0; n < c->bytes / 4; n++) {
+  found[0] = c, found[1] = a, found[2] = b;
+  return 1;
+}
+
+static int dot(const char* name, int to, int left, int right, int left_signed, int right_signed) {
+  tile_t* t[3];
+  if (!operands(name, to, left, right, t)) return 0;
+  for (int m = 0; m < t[0]->rows; m++)
+    for (int n = 0; n < t[0]->bytes / 4; n++) {
       uint32_t sum;
-      memcpy(&sum, &c->data[m][4 * n], 4);
-      for (int k = 0; k < a->bytes; k++)
-        sum += (uint32_t)(byte_at(a, m, k, left_signed) *
-                          byte_at(b, k / 4, 4 * n + k % 4, right_signed));
-      memcpy(&c->data[m][4 * n], &sum, 4);
+      memcpy(&sum, &t[0]->data[m][4 * n], 4);
+      for (int k = 0; k < t[1]->bytes; k++)
+        sum += (uint32_t)(byte_at(t[1], m, k, left_signed) *
+                          byte_at(t[2], k / 4, 4 * n + k % 4, right_signed));
+      memcpy(&t[0]->data[m][4 * n], &sum, 4);
+    }
+  return 0;
+}
+
+static float bfloat16_at(const tile_t* from, int row, int element) {
+  uint16_t half;
+  memcpy(&half, &from->data[row][2 * element], 2);
+  uint32_t bits = (uint32_t)half << 16;
+  /* Subnormal operands count as zero. */
+  if (!(bits & 0x7f800000)) bits &= 0x80000000;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+/* Pairs are summed apart, even and odd elements, and then added to the result. */
+int emulator_tdpbf16ps(int8_t to, int8_t left, int8_t right) {
+  tile_t* t[3];
+  if (!operands("tdpbf16ps", to, left, right, t)) return 0;
+  for (int m = 0; m < t[0]->rows; m++)
+    for (int n = 0; n < t[0]->bytes / 4; n++) {
+      float sums[2] = {0, 0}, total;
+      for (int k = 0; k < t[1]->bytes / 2; k++)
+        sums[k % 2] += bfloat16_at(t[1], m, k) * bfloat16_at(t[2], k / 2, 2 * n + k % 2);
+      memcpy(&total, &t[0]->data[m][4 * n], 4);
+      total += sums[0] + sums[1];
+      memcpy(&t[0]->data[m][4 * n], &total, 4);
     }
   return 0;
 }

@@ -22,6 +22,7 @@ INSTRUCTIONS = (
     "tdpbusd",
     "tdpbssd",
     "tdpbuud",
+    "tdpbf16ps",
 )
 
 
