@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import click
 
 from wattune.compiler.cli.options import json_option, target_options
-from wattune.compiler.cli.output import print_json, print_table
+from wattune.compiler.cli.output import console, print_json
 from wattune.errors import ScheduleError
 from wattune.ops import operator, operator_names
 from wattune.schedules.target import Target
+
+WIDEST = 100
 
 
 @click.command("ops")
@@ -23,14 +26,31 @@ def ops_command(target: str, threads: int | None, as_json: bool) -> None:
     if as_json:
         print_json({"target": where.to_json(), "operators": found})
         return
-    for op in found:
-        click.echo(f"{op['name']}: {op['summary']}")
-        formats = [(name, f"{bits:.3f}") for name, bits in op["formats"].items()]
-        print_table(("  format", ">bits per value"), [(f"  {n}", b) for n, b in formats])
-        rows = [(f"  {t['name']}", t["format"], ", ".join(t["serves"])) for t in op["templates"]]
-        print_table(("  template", "format", "serves, for example"), rows)
-        if not rows:
-            click.echo(f"  no template serves {where.kind}:{where.arch}")
+    width = min(console().width, WIDEST)
+    click.echo("\n\n".join(_paragraph(op, where, width) for op in found))
+
+
+def _paragraph(op: dict[str, Any], target: Target, width: int) -> str:
+    """Write an operator's summary, its formats, and the templates by what they serve."""
+    lines = [op["name"], *_filled(f"  {op['summary']}", "  ", width)]
+    if op["formats"]:
+        formats = ", ".join(f"{name} {bits:.4g}" for name, bits in op["formats"].items())
+        lines += _filled(f"  bits per value: {formats}", "    ", width)
+    served: dict[tuple[str, ...], list[str]] = {}
+    for template in op["templates"]:
+        # The name of the operator says nothing new here.
+        problems = tuple(text.removeprefix(op["name"]).strip() for text in template["serves"])
+        served.setdefault(problems, []).append(template["name"])
+    for problems, names in served.items():
+        lines += _filled(f"  {', '.join(names)}", "    ", width)
+        lines += _filled(f"    serve {'; '.join(problems)}", "      ", width)
+    if not served:
+        lines.append(f"  no template serves {target.kind}:{target.arch}")
+    return "\n".join(lines)
+
+
+def _filled(text: str, indent: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _describe(name: str, target: Target) -> dict[str, Any]:

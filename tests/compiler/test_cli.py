@@ -12,7 +12,7 @@ import pytest
 
 from wattune.compiler import cli
 from wattune.compiler.database import Database
-from wattune.ops import TernaryGemm
+from wattune.ops import TernaryGemm, operator_names
 from wattune.schedules.candidate import (
     Candidate,
     Conditions,
@@ -115,11 +115,24 @@ def test_interrupted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 
 def test_ops_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "ops", "--json", "--target", "cpu:vnni")
-    (op,) = json.loads(out)["operators"]
+    found = {op["name"]: op for op in json.loads(out)["operators"]}
     assert status == 0
-    assert op["name"] == "ternary_gemm"
+    assert tuple(found) == operator_names()
+    op = found["ternary_gemm"]
     assert op["formats"]["t5"] == 1.6
     assert any(template["name"] == "vnni_i2" for template in op["templates"])
+
+
+def test_ops_fit_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wattune.compiler.cli.output.PIPE_WIDTH", 60)
+    status, out, _ = run(capsys, "ops", "--target", "cpu:vnni")
+    lines = out.splitlines()
+    assert status == 0
+    assert max(map(len, lines)) <= 60
+    assert [line for line in lines if line[:1].strip()] == list(operator_names())
+    assert "    serve 1x2560x6912; 128x2560x6912" in lines
 
 
 def test_records_go_out_and_come_in(
