@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from wattune.errors import ProblemError, UnknownNameError
+from wattune.ops.attn_gate import ATTN_GATE, AttnGate
+from wattune.ops.attn_gate_compress import ATTN_GATE_COMPRESS, AttnGateCompress
+from wattune.ops.block_minmax import BLOCK_MINMAX, BlockMinmax
+from wattune.ops.block_score import BLOCK_SCORE, BlockScore
 from wattune.ops.block_sparse_decode_attention import (
     BLOCK_SPARSE_DECODE_ATTENTION,
     BlockSparseDecodeAttention,
@@ -32,6 +36,10 @@ from wattune.ops.token_sparse_decode_attention import (
 
 __all__ = [
     "Argument",
+    "AttnGate",
+    "AttnGateCompress",
+    "BlockMinmax",
+    "BlockScore",
     "BlockSparseDecodeAttention",
     "DecodeAttention",
     "KVCacheAppend",
@@ -63,6 +71,10 @@ _ALL: tuple[Operator[Any], ...] = (
     QUANTIZED_DECODE_ATTENTION,
     QUANTIZED_KV_CACHE_APPEND,
     KV_CACHE_QUANTIZE,
+    BLOCK_MINMAX,
+    BLOCK_SCORE,
+    ATTN_GATE_COMPRESS,
+    ATTN_GATE,
 )
 _OPERATORS: dict[str, Operator[Any]] = {op.name: op for op in _ALL}
 
