@@ -37,7 +37,8 @@ def main() -> int:
     if options.compare:
         return compare()
     FOLDER.mkdir(exist_ok=True)
-    model = ["--model", os.path.relpath(MODEL), "--db", str(FOLDER / "tuned.sqlite")]
+    model = ["--model", os.path.relpath(MODEL), "--attention", "none"]
+    model += ["--db", str(FOLDER / "tuned.sqlite")]
     threads = ["--threads", options.threads] if options.threads else []
     commands = (
         ["tune", *model, *threads, "--minutes", options.minutes],
@@ -63,7 +64,7 @@ def compare() -> int:
     import torch
 
     import wattune as wt
-    from wattune.compiler.models import problems_from_config
+    from wattune.compiler.models import Step, problems_from_config
 
     kernels = wt.load(FOLDER / "kernels.so")
     manifest = json.loads((FOLDER / "kernels.json").read_text())
@@ -73,7 +74,7 @@ def compare() -> int:
         f"{'layer':>12} {'count':>6} {'wattune':>10} {'torch bf16':>11} {'speed':>7} {'error':>8}"
     )
     totals = np.zeros(2)
-    for layer in problems_from_config(MODEL):
+    for layer in problems_from_config(MODEL, step=Step(attention="none")):
         ours, theirs, error = compare_layer(torch, kernels.ternary_gemm, layer.problem)
         totals += layer.multiplicity * np.array([ours, theirs])
         shape = "x".join(str(layer.problem.to_json()[f"{side}_features"]) for side in ("out", "in"))

@@ -11,9 +11,17 @@ from typing import Any, TypeVar
 
 import click
 
-from wattune.compiler.models import LayerProblem, parse_tokens, problems_from_config
+from wattune.compiler.models import (
+    KINDS,
+    LayerProblem,
+    Step,
+    parse_buckets,
+    problems_from_config,
+    tokens_of,
+)
 from wattune.errors import ProblemError
 from wattune.ops import Problem, problem_from_json
+from wattune.ops.kv_cache import LAYOUTS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,27 +77,57 @@ _PROBLEM_OPTIONS = (
     ),
     click.option(
         "--tokens",
-        help="Token buckets of the model and their weights, such as 1:0.9,32:0.1  "
+        help="Token buckets of linear layers and their weights, such as 1:0.9,32:0.1  "
         "[default: batch x query tokens]",
     ),
     click.option(
-        "--batch", type=_SIZE, default=1, show_default=True, help="Sequences decoded together."
+        "--batch", default="1", show_default=True, help="Sequences decoded together; buckets too."
     ),
     click.option(
         "--query-tokens",
         type=_SIZE,
         default=1,
         show_default=True,
-        help="Tokens of a sequence in one step.",
+        help="Tokens of a sequence in one step, such as 4 to verify drafts.",
     ),
     click.option(
         "--context",
-        type=_SIZE,
-        default=32768,
+        help="Longest context, or buckets of contexts  [default: 32768, or what the model is made "
+        "for]",
+    ),
+    click.option(
+        "--attention",
+        type=click.Choice(list(KINDS)),
+        default="dense",
         show_default=True,
-        help="Longest context; linear layers do not depend on it.",
+        help="How the model's attention layers without a window attend.",
+    ),
+    click.option(
+        "--layout", type=click.Choice(LAYOUTS), default="HND", show_default=True, help="Of caches."
+    ),
+    click.option(
+        "--page-size",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Tokens of a page of the cache; 0 is contiguous.",
+    ),
+    click.option(
+        "--block-size",
+        type=_SIZE,
+        default=64,
+        show_default=True,
+        help="Keys of a block of sparse attention.",
+    ),
+    click.option(
+        "--keep",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=0.1,
+        show_default=True,
+        help="Fraction that sparse attention keeps.",
     ),
 )
+_STEP = ("query_tokens", "attention", "layout", "page_size", "block_size", "keep")
 
 
 def problem_options(command: F) -> F:
@@ -104,13 +142,17 @@ def problem_options(command: F) -> F:
         model: str | None,
         texts: tuple[str, ...],
         tokens: str | None,
-        batch: int,
-        query_tokens: int,
-        context: int,
+        batch: str,
+        context: str | None,
         **rest: Any,
     ) -> Any:
-        buckets = {batch * query_tokens: 1.0} if tokens is None else parse_tokens(tokens)
-        layers = problems_from_config(model, buckets) if model else []
+        step = Step(
+            batch=parse_buckets(batch, "batch"),
+            context=None if context is None else parse_buckets(context, "context"),
+            tokens=None if tokens is None else parse_buckets(tokens),
+            **{name: rest.pop(name) for name in _STEP},
+        )
+        layers = problems_from_config(model, step=step) if model else []
         layers += [LayerProblem(problem, 1, ()) for text in texts for problem in _problems(text)]
         return command(workload=Workload(tuple(layers)) if layers else None, **rest)
 
@@ -144,6 +186,11 @@ class Workload:
         for layer in self.layers:
             counts[layer.problem] = counts.get(layer.problem, 0) + layer.multiplicity
         return counts
+
+    @property
+    def tokens(self) -> dict[Problem, int]:
+        """Return how many tokens a step of each problem's bucket makes."""
+        return {p.problem: p.tokens or tokens_of(p.problem) for p in self.layers}
 
 
 def needed(workload: Workload | None) -> Workload:

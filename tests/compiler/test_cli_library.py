@@ -24,6 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(stored, path / "model.safetensors")
     (path / "config.json").write_text(json.dumps(config(linear_class="bitlinear")))
     words = ["--model", path / "config.json", "--tokens", "1,4", "--threads", "1"]
+    words += ["--attention", "none"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         status = cli.main([str(w) for w in ["compile", *words, "-o", path / "kernels.so"]])
