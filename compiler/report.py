@@ -45,6 +45,7 @@ def _row(part: ProblemReport) -> dict[str, Any]:
         "best": f"{part.best.latency * 1e6:.1f}",
         "speedup": f"{part.default.latency / part.best.latency:.2f}",
         "gops": f"{part.gops:.0f}",
+        "gbps": f"{part.gbps:.1f}",
         "template": schedule.template,
         "knobs": ", ".join(f"{name} {value}" for name, value in schedule.knobs),
     }

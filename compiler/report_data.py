@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from wattune.compiler.models.step import tokens_of
 from wattune.compiler.objective import parse_objective
 from wattune.compiler.search.groups import weights_of
 from wattune.compiler.search.standings import SESSION, eligible
 from wattune.compiler.select import select_from
+from wattune.compiler.step_time import Calls, ms_per_token
 from wattune.errors import DatabaseError
-from wattune.ops import Problem, operator
+from wattune.ops import Problem, Work, operator
 from wattune.schedules.candidate import FAILURE_KINDS, Record, Schedule
 from wattune.schedules.target import Target
 from wattune.schedules.template import default_candidate
@@ -24,10 +26,14 @@ PREDICTED = "predicted_seconds"
 
 @dataclass(frozen=True)
 class Share:
-    """A problem's part in a model: its layers, and its bucket's share of the decoding steps."""
+    """A problem's part in a model: its layers, and its bucket's share of the decoding steps.
+
+    A step of the bucket makes ``tokens`` tokens; 0 is as many as the problem says.
+    """
 
     multiplicity: int = 1
     weight: float = 1.0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,11 +106,29 @@ class ProblemReport:
         return [record for record in self.records if record.joules is not None]
 
     @property
+    def work(self) -> Work:
+        """Return what a call must do."""
+        return operator(self.problem.operator).work(self.problem)
+
+    @property
     def gops(self) -> float:
         """Return billions of operations a second of the best record."""
-        return (
-            operator(self.problem.operator).work(self.problem).operations / self.best.latency / 1e9
-        )
+        return self.work.operations / self.best.latency / 1e9
+
+    @property
+    def gbps(self) -> float:
+        """Return billions of bytes a second of the best record, of those that must move."""
+        return self.work.bytes / self.best.latency / 1e9
+
+    @property
+    def tokens(self) -> int:
+        """Return how many tokens a step makes."""
+        return self.share.tokens or tokens_of(self.problem)
+
+    def calls(self, record: Record) -> Calls:
+        """Return the problem's calls, as fast as a record of it."""
+        share = self.share
+        return Calls(self.problem, share.multiplicity, share.weight, self.tokens, record.latency)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -112,11 +136,13 @@ class ProblemReport:
             "problem": self.problem.to_json(),
             "multiplicity": self.share.multiplicity,
             "weight": self.share.weight,
+            "tokens": self.tokens,
             "trials": self.trials,
             "default_seconds": self.default.latency,
             "best_seconds": self.best.latency,
             "speedup": self.default.latency / self.best.latency,
             "gops": self.gops,
+            "gbps": self.gbps,
             "joules": self.best.joules,
             "schedule": self.best.candidate.schedule.to_json(),
             "speeds": self.speeds,
@@ -125,12 +151,17 @@ class ProblemReport:
 
 @dataclass(frozen=True)
 class Bucket:
-    """All layers of one token bucket: milliseconds of a step by the default and the best."""
+    """All layers that have the same run-time sizes: milliseconds of a step, default and best."""
 
+    sizes: Mapping[str, int]
     tokens: int
     weight: float
     default_ms: float
     best_ms: float
+
+    def __str__(self) -> str:
+        """Return the sizes as people write them."""
+        return ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in self.sizes.items())
 
 
 @dataclass(frozen=True)
@@ -165,10 +196,12 @@ class Report:
         }
         return sorted(found)
 
-    def ms_per_token(self, which: str) -> float:
-        """Return milliseconds per token over all buckets; ``which``: ``default`` or ``best``."""
-        milliseconds = sum(b.weight * getattr(b, f"{which}_ms") for b in self.buckets)
-        return float(milliseconds / sum(b.weight * b.tokens for b in self.buckets))
+    def ms_per_token(self, which: str) -> float | None:
+        """Return milliseconds per token over all layers; ``which``: ``default`` or ``best``.
+
+        None where no measured problem has weight.
+        """
+        return ms_per_token(part.calls(getattr(part, which)) for part in self.problems)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -178,6 +211,7 @@ class Report:
             "fingerprint": self.fingerprint,
             "mode": self.mode,
             "ms_per_token": whole or None,
+            "buckets": [asdict(bucket) for bucket in self.buckets],
             "problems": [part.to_json() for part in self.problems],
             "unmeasured": [problem.to_json() for problem in self.unmeasured],
             "failures": {kind: len(found) for kind, found in self.failures.items()},
@@ -242,13 +276,16 @@ def _group(record: Record) -> tuple[str, str, str]:
 
 
 def _buckets(parts: Sequence[ProblemReport]) -> tuple[Bucket, ...]:
-    """Add up the layers of each token bucket."""
+    """Add up the layers of equal run-time sizes."""
+    layers: dict[tuple[tuple[str, int], ...], list[ProblemReport]] = {}
+    for part in parts:
+        layers.setdefault(tuple(part.problem.sizes.items()), []).append(part)
     found = []
-    for tokens in sorted({part.problem.sizes.get("tokens", 1) for part in parts}):
-        layers = [part for part in parts if part.problem.sizes.get("tokens", 1) == tokens]
+    for sizes, mine in sorted(layers.items(), key=lambda item: item[0]):
         default, best = (
-            sum(1e3 * part.share.multiplicity * getattr(part, which).latency for part in layers)
+            sum(1e3 * part.share.multiplicity * getattr(part, which).latency for part in mine)
             for which in ("default", "best")
         )
-        found.append(Bucket(tokens, layers[0].share.weight, default, best))
+        first = mine[0]
+        found.append(Bucket(dict(sizes), first.tokens, first.share.weight, default, best))
     return tuple(found)

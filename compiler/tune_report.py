@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wattune.compiler.report_data import PREDICTED
+from wattune.compiler.step_time import Calls, ms_per_token
 from wattune.ops import Problem
 from wattune.schedules.candidate import Record
 from wattune.schedules.target import Target
@@ -18,19 +19,22 @@ class ProblemReport:
 
     ``default`` and ``best`` are the figures to compare: of the same interleaved re-measurement
     where there was one. ``selected`` is what `compile` takes, in the layout that the problem's
-    group agreed on. ``curve`` holds (trial, best latency in seconds) wherever the best improved,
-    ``predictions`` (predicted, measured) seconds, predicted before the model (without
-    one, physics) saw the measurement.
+    group agreed on; ``predicted_seconds`` is what the model makes of it by now. ``curve`` holds
+    (trial, best latency in seconds) wherever the best improved, ``predictions`` (predicted,
+    measured) seconds, predicted before the model (without one, physics) saw the measurement.
+    A step of the problem's bucket makes ``tokens`` tokens.
     """
 
     problem: Problem
     multiplicity: int
     weight: float
+    tokens: int
     trials: int
     resumed: int
     default: Record | None
     best: Record | None
     selected: Record | None
+    predicted_seconds: float | None
     layout: str
     failures: dict[str, int]
     curve: tuple[tuple[int, float], ...]
@@ -50,11 +54,13 @@ class ProblemReport:
             "problem": self.problem.to_json(),
             "multiplicity": self.multiplicity,
             "weight": self.weight,
+            "tokens": self.tokens,
             "trials": self.trials,
             "resumed": self.resumed,
             "default_seconds": _latency(self.default),
             "best_seconds": _latency(self.best),
             "selected_seconds": _latency(selected),
+            "predicted_seconds": self.predicted_seconds,
             "speedup": self.speedup,
             "schedule": selected and selected.candidate.schedule.to_json(),
             "joules": selected and selected.joules,
@@ -67,11 +73,7 @@ class ProblemReport:
 
 @dataclass(frozen=True)
 class Total:
-    """Milliseconds per token over all layers; None where a problem of the model has no figure.
-
-    Each bucket is a share of the decoding steps, its weight; a step of a bucket makes as many
-    tokens as the bucket is large.
-    """
+    """Milliseconds per token over all layers; None where a problem of the model has no figure."""
 
     default: float | None
     measured: float | None
@@ -92,7 +94,6 @@ class TuneReport:
     """
 
     problems: tuple[ProblemReport, ...]
-    ms_per_token: Total
     target: Target
     fingerprint: str
     objective: str
@@ -101,6 +102,20 @@ class TuneReport:
     stopped: str
     seconds: float
     candidates_per_second: float
+
+    @property
+    def ms_per_token(self) -> Total:
+        """Return what a token of the model costs."""
+        return Total(
+            default=per_token(self.problems, [_latency(p.default) for p in self.problems]),
+            measured=per_token(self.problems, [_latency(p.selected) for p in self.problems]),
+            predicted=per_token(self.problems, [p.predicted_seconds for p in self.problems]),
+        )
+
+    def of(self, problems: Collection[Problem]) -> TuneReport:
+        """Return the part of the report that is about these problems."""
+        parts = tuple(part for part in self.problems if part.problem in problems)
+        return replace(self, problems=parts)
 
     @property
     def trials(self) -> int:
@@ -181,18 +196,10 @@ def predictions(records: Sequence[Record]) -> tuple[tuple[float, float], ...]:
 
 def per_token(parts: Sequence[ProblemReport], seconds: Sequence[float | None]) -> float | None:
     """Return milliseconds per token over all layers, from each problem's seconds."""
-    tokens: dict[int, float] = {}
-    total = 0.0
-    for part, value in zip(parts, seconds, strict=True):
-        if part.weight <= 0:
-            continue
-        if value is None:
-            return None
-        total += part.weight * part.multiplicity * value * 1e3
-        size = part.problem.sizes.get("tokens", 1)
-        tokens[size] = max(part.weight, tokens.get(size, 0.0))
-    made = sum(size * weight for size, weight in tokens.items())
-    return total / made if made else None
+    return ms_per_token(
+        Calls(part.problem, part.multiplicity, part.weight, part.tokens, value)
+        for part, value in zip(parts, seconds, strict=True)
+    )
 
 
 def _latency(record: Record | None) -> float | None:

@@ -42,6 +42,7 @@ def tune(
     mode: str = "cold",
     weights: Mapping[Problem, float] | None = None,
     multiplicity: Mapping[Problem, int] | None = None,
+    tokens: Mapping[Problem, int] | None = None,
     seed: int = 0,
     runner: Runner | None = None,
     progress: Progress | None = None,
@@ -50,15 +51,16 @@ def tune(
 
     ``trials`` counts distinct measured candidates of all problems, those of earlier tunes in the
     database included; ``minutes`` ends the search earlier. ``weights`` are the buckets' shares
-    (by default all on the smallest), ``multiplicity`` how many layers have a problem. Ctrl-C
-    raises `TuneInterrupted`, which has the report so far. A tune in which nothing works is a
+    (by default all on the smallest), ``multiplicity`` how many layers have a problem, ``tokens``
+    what a step of its bucket makes (by default what the problem says). Ctrl-C raises
+    `TuneInterrupted`, which has the report so far. A tune in which nothing works is a
     `MeasureError`; an energy objective without a meter is a `TargetError`.
     """
     wanted = parse_objective(objective)
     uses_model = strategy_class(strategy).uses_model
     _check(problems, trials, minutes, mode)
     _check_meter(wanted, target, runner)
-    tasks = _tasks(problems, target, weights, multiplicity)
+    tasks = _tasks(problems, target, weights, multiplicity or {}, tokens or {})
     report = progress or silent
     budget = Budget(trials, None if minutes is None else 60 * minutes)
     with ExitStack() as stack:
@@ -82,13 +84,14 @@ def _tasks(
     problems: Sequence[Problem],
     target: Target,
     weights: Mapping[Problem, float] | None,
-    multiplicity: Mapping[Problem, int] | None,
+    multiplicity: Mapping[Problem, int],
+    tokens: Mapping[Problem, int],
 ) -> list[Task]:
     """Return the tasks of distinct problems; `ScheduleError` where no template serves one."""
     weight = weights_of(problems, weights)
     tasks = [
-        Task(problem, target, None, weight[problem], (multiplicity or {}).get(problem, 1))
-        for problem in dict.fromkeys(problems)
+        Task(p, target, None, weight[p], multiplicity.get(p, 1), tokens.get(p, 0))
+        for p in dict.fromkeys(problems)
     ]
     for task in tasks:
         task.defaults()

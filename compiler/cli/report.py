@@ -30,8 +30,8 @@ def report_command(
 
     shares = None
     if workload:
-        counts, weights = workload.multiplicity, workload.weights
-        shares = {problem: Share(counts[problem], weights[problem]) for problem in counts}
+        counts, weights, tokens = workload.multiplicity, workload.weights, workload.tokens
+        shares = {p: Share(counts[p], weights[p], tokens[p]) for p in counts}
     with Database(database, create=False, read_only=True) as db:
         report = collect(db.records(), mode, shares)
     Path(output).write_text(render(report))

@@ -120,6 +120,7 @@ def tune_command(
         mode=mode,
         weights=work.weights,
         multiplicity=work.multiplicity,
+        tokens=work.tokens,
         seed=seed,
     )
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wattune.compiler.search.task import Task
 from wattune.errors import ScheduleError
@@ -86,7 +86,7 @@ def common_layouts(group: Group, target: Target) -> list[Layout]:
 
 def restricted(task: Task, layout: Layout) -> Task | None:
     """Return the task within one layout, or None where the constraints leave nothing of it."""
-    inside = Task(task.problem, task.target, layout, task.weight, task.multiplicity)
+    inside = replace(task, layout=layout)
     try:
         inside.branches  # noqa: B018
     except ScheduleError:

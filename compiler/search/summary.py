@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from wattune.compiler.models.step import tokens_of
 from wattune.compiler.search.session import Session
 from wattune.compiler.search.standings import Standing, one_a_trial, scored, standings
 from wattune.compiler.search.task import Task
 from wattune.compiler.select import Selection, select_from
 from wattune.compiler.tune_report import (
     ProblemReport,
-    Total,
     TuneReport,
     best_so_far,
     failures_by_kind,
-    per_token,
     predictions,
 )
 from wattune.schedules.candidate import Record
@@ -25,14 +24,8 @@ def summarise(session: Session, stopped: str) -> TuneReport:
     target = tasks[0].target
     chosen = select_from(list(weights), target, session.history, settings.objective, weights)
     parts = [_problem_report(session, task, chosen[task.problem]) for task in tasks]
-    total = Total(
-        default=per_token(parts, [_seconds(part.default) for part in parts]),
-        measured=per_token(parts, [_seconds(part.selected) for part in parts]),
-        predicted=per_token(parts, [_predicted(session, part.selected) for part in parts]),
-    )
     return TuneReport(
         problems=tuple(parts),
-        ms_per_token=total,
         target=target,
         fingerprint=settings.fingerprint,
         objective=settings.objective.name,
@@ -52,11 +45,13 @@ def _problem_report(session: Session, task: Task, selection: Selection) -> Probl
         problem=task.problem,
         multiplicity=task.multiplicity,
         weight=task.weight,
+        tokens=task.tokens or tokens_of(task.problem),
         trials=session.trials(task.problem),
         resumed=session.resumed[task.problem],
         default=next((s.record for s in found if s.candidate == default), None),
         best=_best(session, found),
         selected=selection.record,
+        predicted_seconds=_predicted(session, selection.record),
         layout=str(selection.layout),
         failures=failures_by_kind(records),
         curve=best_so_far(one_a_trial(records)),
@@ -77,7 +72,3 @@ def _predicted(session: Session, record: Record | None) -> float | None:
     if record is None or session.model is None:
         return None
     return float(session.model.predict([record.candidate]).latency[0])
-
-
-def _seconds(record: Record | None) -> float | None:
-    return None if record is None else record.latency

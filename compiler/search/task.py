@@ -33,7 +33,8 @@ class Branch:
 class Task:
     """What one search is about; with a ``layout`` only candidates that read it.
 
-    ``weight`` is the share of the problem's bucket, ``multiplicity`` how many layers have it.
+    ``weight`` is the share of the problem's bucket, ``multiplicity`` how many layers have it,
+    ``tokens`` what a step of the bucket makes (0: as many as the problem says).
     """
 
     problem: Problem
@@ -41,6 +42,7 @@ class Task:
     layout: Layout | None = None
     weight: float = 1.0
     multiplicity: int = 1
+    tokens: int = 0
 
     @cached_property
     def branches(self) -> tuple[Branch, ...]:

@@ -103,7 +103,11 @@ def test_milliseconds_per_token_counts_layers_and_buckets() -> None:
     report = collect(RECORDS, shares=shares)
     # Ten layers: 20 us a step of one token, 60 us a step of eight.
     assert report.ms_per_token("best") == pytest.approx((0.75 * 0.02 + 0.25 * 0.06) / (0.75 + 2))
-    assert [bucket.tokens for bucket in report.buckets] == [1, 8]
+    assert [(str(bucket), bucket.tokens) for bucket in report.buckets] == [
+        ("tokens 1", 1),
+        ("tokens 8", 8),
+    ]
+    assert [bucket["best_ms"] for bucket in report.to_json()["buckets"]] == [0.02, 0.06]
     assert report.unmeasured == (TernaryGemm(1, 9, 9),)
     assert report.to_json()["ms_per_token"]["default"] > report.to_json()["ms_per_token"]["best"]
 
