@@ -28,15 +28,16 @@ def _emit(name: str, *operands: Expr) -> None:
     T.evaluate(T.call_llvm_intrin(intrinsic, *operands, dtype="void"))
 
 
-def configuration(rows: Mapping[int, int]) -> list[int]:
-    """Return the 64 bytes that `configure` reads: tile number -> rows, all 64 bytes wide.
+def configuration(rows: Mapping[int, int], widths: Mapping[int, int] | None = None) -> list[int]:
+    """Return the 64 bytes that `configure` reads: tile number -> rows, and -> bytes of a row.
 
-    Byte 0 is the palette, 16.. hold the bytes of a row (16 bits a tile), 48.. the rows.
+    Tiles without a width have rows of 64 bytes. Byte 0 is the palette, 16.. hold the bytes of a
+    row (16 bits a tile), 48.. the rows.
     """
     entries = [0] * CONFIGURATION_BYTES
     entries[0] = 1
     for tile, count in rows.items():
-        entries[16 + 2 * tile] = ROW_BYTES
+        entries[16 + 2 * tile] = (widths or {}).get(tile, ROW_BYTES)
         entries[48 + tile] = count
     return entries
 
@@ -56,14 +57,26 @@ def zero(tile: int) -> None:
     _emit("tilezero", T.int8(tile))
 
 
-def load(tile: int, buffer: Buffer, at: Expr, stride: int) -> None:
+def load(tile: int, buffer: Buffer, at: Expr, stride: Expr) -> None:
     """Load a tile whose rows lie ``stride`` bytes apart (tileloadd)."""
-    _emit("tileloadd64", T.int8(tile), T.address_of(buffer[at]), T.int64(stride))
+    _emit("tileloadd64", T.int8(tile), T.address_of(buffer[at]), _stride(stride))
 
 
-def store(tile: int, buffer: Buffer, at: Expr, stride: int) -> None:
+def store(tile: int, buffer: Buffer, at: Expr, stride: Expr) -> None:
     """Store a tile with its rows ``stride`` bytes apart (tilestored)."""
-    _emit("tilestored64", T.int8(tile), T.address_of(buffer[at]), T.int64(stride))
+    _emit("tilestored64", T.int8(tile), T.address_of(buffer[at]), _stride(stride))
+
+
+def _stride(value: Expr) -> Expr:
+    return T.int64(value) if isinstance(value, int) else T.cast(value, "int64")
+
+
+def dot_bf16(total: int, left: int, right: int) -> None:
+    """Add products of bfloat16 to fp32 lanes (tdpbf16ps).
+
+    total[m, n] += sum over k, c of left[m, 2 k + c] * right[k, 2 n + c]
+    """
+    _emit("tdpbf16ps", T.int8(total), T.int8(left), T.int8(right))
 
 
 def dot_s8u8(total: int, signed: int, unsigned: int) -> None:
