@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,60 +17,16 @@ from wattune.compiler.cli.options import (
     target_options,
 )
 from wattune.compiler.cli.output import duration, print_json, print_table
-from wattune.compiler.cli.progress import Bar
+from wattune.compiler.cli.tune_bar import DEFAULT_TRIALS, TuneBar
 from wattune.ops import Problem
 from wattune.schedules.target import Target
 
 if TYPE_CHECKING:
-    from wattune.compiler.search.events import Event
+    from wattune.compiler.cache_layouts import Comparison
     from wattune.compiler.tune_report import ProblemReport, TuneReport
 
-DEFAULT_TRIALS = 200
 # With minutes alone, trials must not end the tune.
 ANY_TRIALS = 1_000_000
-_PHASES = {
-    "limits": "measuring the machine's limits",
-    "search": "searching",
-    "layouts": "comparing layouts",
-    "confirm": "confirming",
-}
-
-
-class TuneBar:
-    """Shows a tune's events on a bar: trials where they end the tune, else the time."""
-
-    def __init__(self, trials: int | None, minutes: float | None) -> None:
-        """Choose what the bar counts."""
-        self.seconds = None if minutes is None else 60 * minutes
-        self.by_time = trials is None and minutes is not None
-        total = self.seconds if self.by_time else trials or DEFAULT_TRIALS
-        self.bar = Bar("tuning", None if total is None else int(total))
-        self.phase = ""
-        self.started = time.monotonic()
-        self.trials = 0
-
-    def __call__(self, event: Event) -> None:
-        """Show an event."""
-        from wattune.compiler.search.events import PhaseStarted, RecordArrived, RoundStarted
-
-        text = ""
-        if isinstance(event, PhaseStarted):
-            self.phase = event.phase
-        elif isinstance(event, RoundStarted):
-            self.phase, text = event.phase, str(event.problem)
-        elif isinstance(event, RecordArrived):
-            self.trials = event.trials
-            text = str(event.record.candidate.problem)
-            if event.best is not None:
-                text += f" {duration(event.best.latency)}"
-        else:
-            return
-        what = f"{_PHASES.get(self.phase, self.phase)} {text}".rstrip()
-        if self.by_time:
-            passed = int(time.monotonic() - self.started)
-            self.bar.update(passed, what, f"{self.trials} trials")
-        else:
-            self.bar.update(self.trials, what)
 
 
 @click.command("tune")
@@ -89,6 +44,11 @@ class TuneBar:
 @click.option("--strategy", default="evolutionary", show_default=True, help="How to search.")
 @click.option("--mode", default="cold", show_default=True, help="cold, or hot (data in caches).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all random choices.")
+@click.option(
+    "--explore-layout",
+    is_flag=True,
+    help="Tune caches in every layout and say which is faster for the model.",
+)
 @json_option
 def tune_command(
     workload: Workload | None,
@@ -101,6 +61,7 @@ def tune_command(
     strategy: str,
     mode: str,
     seed: int,
+    explore_layout: bool,
     as_json: bool,
 ) -> None:
     """Search schedules for a model's layers or for single problems.
@@ -108,9 +69,19 @@ def tune_command(
     Every record is kept in the database as it arrives; the same command goes on where an earlier
     one ended.
     """
+    from wattune.compiler.cache_layouts import choices, compare
+
     work = needed(workload)
+    shares: dict[str, Mapping[Problem, Any]] = {
+        "weights": work.weights,
+        "multiplicity": work.multiplicity,
+        "tokens": work.tokens,
+    }
+    found = choices(work.problems) if explore_layout else None
+    if found is not None:
+        shares = {name: found.spread(values) for name, values in shares.items()}
     report = run_tune(
-        work.problems,
+        work.problems if found is None else found.problems,
         Target.parse(target, threads),
         database,
         trials=trials,
@@ -118,15 +89,17 @@ def tune_command(
         objective=objective,
         strategy=strategy,
         mode=mode,
-        weights=work.weights,
-        multiplicity=work.multiplicity,
-        tokens=work.tokens,
         seed=seed,
+        **shares,
     )
+    comparison = None if found is None else compare(found, report)
     if as_json:
-        print_json(report.to_json())
-    else:
-        print_report(report)
+        data = report.to_json() if comparison is None else comparison.report.to_json()
+        print_json(data if comparison is None else {**data, "layouts": comparison.to_json()})
+        return
+    print_report(report, None if comparison is None else comparison.report)
+    if comparison is not None:
+        click.echo(_verdict(comparison))
 
 
 def run_tune(
@@ -151,12 +124,15 @@ def run_tune(
         raise KeyboardInterrupt(f"{kept}; the same command goes on from there") from None
 
 
-def print_report(report: TuneReport) -> None:
-    """Print a table of the problems, what failed, and the model's milliseconds per token."""
+def print_report(report: TuneReport, model: TuneReport | None = None) -> None:
+    """Print a table of the problems, what failed, and the model's milliseconds per token.
+
+    ``model`` is the part of the report that the model consists of, all where it is None.
+    """
     columns = ("problem", ">layers", ">trials", ">default", ">tuned", ">faster", "template")
     print_table(columns, [_row(part) for part in report.problems])
     failures = ", ".join(f"{count} {kind}" for kind, count in report.failures.items()) or "none"
-    total = report.ms_per_token
+    total = (model or report).ms_per_token
     click.echo(
         f"\n{report.trials} trials ({report.resumed} from earlier tunes), "
         f"{duration(report.seconds)}, {report.candidates_per_second:.1f} candidates/s, "
@@ -166,6 +142,19 @@ def print_report(report: TuneReport) -> None:
         parts = (("default", total.default), ("predicted", total.predicted))
         others = ", ".join(f"{name} {value:.4g}" for name, value in parts if value is not None)
         click.echo(f"milliseconds per token over all layers: {total.measured:.4g} ({others})")
+
+
+def _verdict(comparison: Comparison) -> str:
+    """Say which layout is faster and by how much."""
+    figures = comparison.milliseconds
+    if comparison.fastest is None:
+        missing = ", ".join(name for name in comparison.reports if name not in figures)
+        return f"no figure for caches in layout {missing}: more trials are needed"
+    shown = ", ".join(f"{layout} {value:.4g}" for layout, value in figures.items())
+    return (
+        f"layout {comparison.fastest} is faster for this model, {comparison.speedup:.3g}x: "
+        f"milliseconds per token of what reads or writes caches: {shown}"
+    )
 
 
 def _row(part: ProblemReport) -> tuple[object, ...]:
