@@ -164,10 +164,14 @@ class Argument:
 
 @dataclass(frozen=True)
 class Work:
-    """What a problem costs at least: ``operations`` and the ``bytes`` that must move."""
+    """What a problem costs at least: ``operations`` and the ``bytes`` that must move.
+
+    ``integer``: the operations are those of integers, so a machine's integer peak bounds them.
+    """
 
     operations: int
     bytes: int
+    integer: bool = False
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ class TernaryGemmOperator(Operator[TernaryGemm]):
         x_bytes = itemsize(problem.dtype) * problem.in_features
         y_bytes = itemsize(problem.out_dtype) * problem.out_features
         moved = int(weights * bits / 8) + problem.tokens * (x_bytes + y_bytes)
-        return Work(operations=2 * weights * problem.tokens, bytes=moved)
+        return Work(operations=2 * weights * problem.tokens, bytes=moved, integer=True)
 
     def tolerance(self, problem: TernaryGemm, output: str) -> Tolerance:
         """Sums are exact; scaled outputs differ by the roundings of the scaling."""

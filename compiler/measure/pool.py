@@ -21,6 +21,9 @@ LEAST_FOOTPRINT = 512 << 20
 # for the first time takes seconds.
 REGION_STEP = 64 << 20
 GOLDEN = 0.6180339887498949
+# Where a call reads less than this share of the arguments (sparse attention), their copies overlap.
+PARTLY_READ = 0.5
+MOST_VIEWS = 1 << 14
 
 Fill = Callable[[int], NDArray[np.uint8]]
 
@@ -37,6 +40,12 @@ def stride_of(size: int) -> int:
     """
     lines = max(1, -(-size // CACHE_LINE))
     return (lines | 1) * CACHE_LINE
+
+
+def golden_starts(sets: int, spread: int) -> NDArray[np.int64]:
+    """Return places in ``spread`` bytes, the first at 0, far from each other in any order."""
+    share = np.arange(sets) * GOLDEN % 1.0
+    return CACHE_LINE * (share * (spread // CACHE_LINE)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -70,9 +79,7 @@ class Pool:
         ratio, so that no regular distance of the kernel's own meets them again.
         """
         base = self._region(operator, argument, size + spread, fill)
-        share = np.arange(sets) * GOLDEN % 1.0
-        lines = (share * (spread // CACHE_LINE)).astype(np.int64)
-        return Rotation(base + CACHE_LINE * lines)
+        return Rotation(base + golden_starts(sets, spread))
 
     def _region(self, operator: str, argument: str, size: int, fill: Fill) -> int:
         """Return the address of at least ``size`` bytes."""

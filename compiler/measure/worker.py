@@ -20,7 +20,7 @@ from wattune.compiler.measure.cases import Binder, Bound, as_bytes
 from wattune.compiler.measure.ffi import Library, runtime
 from wattune.compiler.measure.memory import huge_pages_available
 from wattune.compiler.measure.meters import open_meter
-from wattune.compiler.measure.pool import Pool, Rotation, stride_of
+from wattune.compiler.measure.pool import MOST_VIEWS, PARTLY_READ, Pool, Rotation, stride_of
 from wattune.compiler.measure.process import Handler, Message, serve
 from wattune.compiler.measure.timing import Timer, too_slow
 from wattune.compiler.measure.verify import verify
@@ -28,9 +28,6 @@ from wattune.errors import MeasureError
 from wattune.ops import Argument, operator, problem_from_json
 
 ENERGY_SECONDS = 0.5
-# Where a call reads less than this share of the arguments (sparse attention), their copies overlap.
-PARTLY_READ = 0.5
-MOST_VIEWS = 1 << 14
 
 
 def start() -> None:
