@@ -68,7 +68,7 @@ def latency(candidate: Candidate) -> float:
         return 5e-3
     slow = (problem.layout == "HND") != isinstance(problem, DecodeAttention)
     seconds: dict[Problem, float] = {ATTEND: 4e-3, WINDOW: 1e-3, APPEND: 1e-3}
-    return seconds[replace(problem, layout="HND")] * (1 + slow)
+    return seconds[replace(problem, layout="HND")] * float(1 + slow)
 
 
 def test_problems_of_a_cache_move_together() -> None:
