@@ -55,6 +55,12 @@ def constant_i32(values: Sequence[int]) -> Expr:
     return T.reinterpret(f"int32x{len(values)}", constant(list(data)))
 
 
+def multiply_add(left: Expr, right: Expr, total: Expr) -> Expr:
+    """Return left * right + total, rounded once where the target has such an instruction."""
+    dtype = str(total.ty.dtype)
+    return _intrinsic("llvm.fmuladd", dtype, left, right, total)
+
+
 def store(buffer: Buffer, at: Sequence[Expr], value: Expr) -> None:
     """Store a scalar, or a vector along the last index."""
     lanes = value.ty.dtype.lanes
@@ -218,14 +224,17 @@ def pack_u16(low: Expr, high: Expr) -> Expr:
     return _intrinsic("llvm.x86.avx512.packuswb.512", "int8x64", low, high)
 
 
-def prefetch(buffer: Buffer, at: Expr) -> None:
-    """Ask for the cache line at a byte offset (prefetcht0); beyond the end is harmless."""
+def prefetch(buffer: Buffer, at: Expr, level: int = 1) -> None:
+    """Ask for the cache line of an element, into the first or second cache (prefetcht0, t1).
+
+    Beyond the end is harmless.
+    """
     T.evaluate(
         T.call_llvm_intrin(
             T.llvm_lookup_intrinsic_id("llvm.prefetch"),
             T.address_of(buffer[at]),
             T.int32(0),
-            T.int32(3),
+            T.int32(4 - level),
             T.int32(1),
             dtype="void",
         )
