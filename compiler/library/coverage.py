@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wattune.compiler.library.manifest import Kernel, OperatorTable, Variant
+from wattune.compiler.library.variants import as_text, same_value
 from wattune.errors import UnknownNameError
 
 
@@ -19,37 +20,38 @@ def covers(table: OperatorTable, fields: Mapping[str, Any]) -> bool:
 
 
 def _serves(table: OperatorTable, variant: Variant, fields: Mapping[str, Any]) -> bool:
-    for name, value in fields.items():
-        if name not in table.runtime:
-            # torch.float32 is float32.
-            if variant.problem[name] != _plain(value):
-                return False
-        elif value < 0:
-            return False
-        elif name != table.runtime[0] and all(value > k.upper[name] for k in variant.kernels):
-            # Calls are cut along the first run-time size only.
-            return False
-    return True
+    static = {name: value for name, value in fields.items() if name not in table.runtime}
+    if not all(same_value(variant.problem[name], value) for name, value in static.items()):
+        return False
+    sizes = {name: fields[name] for name in table.runtime if name in fields}
+    if any(value < 0 for value in sizes.values()):
+        return False
+    # Calls are cut along the first run-time size; kernels serve open-ended ones of any size.
+    limited = set(sizes) - {table.runtime[0], *table.open_ended} if sizes else set()
+    return any(all(sizes[n] <= k.upper[n] for n in limited) for k in variant.kernels)
 
 
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, int) else str(value).removeprefix("torch.")
+def bucket_ends(table: OperatorTable) -> dict[str, tuple[Any, ...]]:
+    """Return the upper ends of the buckets of each variant, by its fields.
 
-
-def bucket_ends(table: OperatorTable) -> dict[str, tuple[int, ...]]:
-    """Return the upper ends of the buckets of each variant, by its fields."""
+    An end is a number where there is one run-time size, else a tuple in the order of ``runtime``.
+    """
     if not table.runtime:
         return {}
-    first = table.runtime[0]
-    return {
-        describe(variant): tuple(kernel.upper[first] for kernel in variant.kernels)
-        for variant in table.variants
-    }
+    found: dict[str, tuple[Any, ...]] = {}
+    for variant in table.variants:
+        ends = [tuple(kernel.upper[name] for name in table.runtime) for kernel in variant.kernels]
+        found[describe(variant)] = tuple(end if len(end) > 1 else end[0] for end in ends)
+    return found
 
 
 def describe(variant: Variant) -> str:
     """Return a variant's fields as one line."""
-    return ", ".join(f"{k}={v}" for k, v in variant.problem.items() if k != "operator" and v != "")
+    return as_text(variant.problem, _named(variant.problem))
+
+
+def _named(problem: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in problem.items() if name != "operator" and value != ""]
 
 
 def largest_workspace(table: OperatorTable) -> int:

@@ -41,8 +41,10 @@ def empty_of(like: Any, dtype: str) -> Callable[[Sequence[int]], Any]:
     return partial(np.empty, dtype=numpy_dtype(dtype))
 
 
-def rows_of(like: Any, first: int, columns: int, dtype: str) -> Callable[[Sequence[Any]], Any]:
-    """Return what makes [rows, columns] from a call's tensors; ``first`` of them has the rows.
+def rows_of(
+    like: Any, first: int, row: tuple[int, ...], dtype: str
+) -> Callable[[Sequence[Any]], Any]:
+    """Return what makes [rows, *row] from a call's tensors; ``first`` of them has the rows.
 
     torch takes sizes one by one faster than as a tuple, and its own dtype faster than a given one
     (1.2 us a tensor becomes 0.7).
@@ -51,17 +53,22 @@ def rows_of(like: Any, first: int, columns: int, dtype: str) -> Callable[[Sequen
     if is_torch(like) and torch is not None:
         wanted = getattr(torch, dtype)
         if like.dtype == wanted:
-            return lambda given: given[first].new_empty(given[first].shape[0], columns)
-        return lambda given: given[first].new_empty(given[first].shape[0], columns, dtype=wanted)
+            return lambda given: given[first].new_empty(given[first].shape[0], *row)
+        return lambda given: given[first].new_empty(given[first].shape[0], *row, dtype=wanted)
     made = numpy_dtype(dtype)
-    return lambda given: np.empty((given[first].shape[0], columns), made)
+    return lambda given: np.empty((given[first].shape[0], *row), made)
 
 
 def as_bits(tensor: Any) -> Any:
     """Return numpy's bfloat16 as uint16, which DLPack can pass; anything else as it is."""
-    if isinstance(tensor, np.ndarray) and tensor.dtype.name == "bfloat16":
+    if isinstance(tensor, np.ndarray) and tensor.dtype.type.__name__ == "bfloat16":
         return tensor.view(np.uint16)
     return tensor
+
+
+def is_read_only(value: Any) -> bool:
+    """Say whether this is a numpy array that must not be written to, which DLPack does not pass."""
+    return isinstance(value, np.ndarray) and not value.flags.writeable
 
 
 def tidy(tensor: Any) -> Any:

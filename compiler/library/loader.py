@@ -10,12 +10,12 @@ from typing import Any
 
 import tvm_ffi
 
-from wattune.compiler.library.binding import Part
 from wattune.compiler.library.elf import check_library_file
 from wattune.compiler.library.entry import Entry, LayoutError
 from wattune.compiler.library.frameworks import torch_module
-from wattune.compiler.library.manifest import Manifest, OperatorTable
-from wattune.errors import ArgumentError, LibraryError, TargetError
+from wattune.compiler.library.manifest import CHECKS, Manifest, OperatorTable
+from wattune.compiler.library.matching import Part
+from wattune.errors import ArgumentError, LibraryError, TargetError, UnknownNameError
 
 # What libraries call their errors -> what Python raises.
 for _kind in (ArgumentError, LayoutError, TargetError):
@@ -32,16 +32,22 @@ class Opened:
     missing: str
 
 
-def load(path: str | PathLike[str] | Sequence[str | PathLike[str]]) -> Kernels:
+def load(
+    path: str | PathLike[str] | Sequence[str | PathLike[str]], skip_checks: Sequence[str] = ()
+) -> Kernels:
     """Open one exported library, or several that serve different targets or sizes.
 
     Of a list, libraries that this CPU cannot run are left out; the first of the others that covers
-    a call serves it. Raises `LibraryError` for a file that is missing, no wattune library, of
-    another ABI version, or where no library runs on this CPU.
+    a call serves it. ``skip_checks`` names checks of values that calls leave out for speed:
+    "ranges", "duplicates"; it holds for all users of a file in this process, until the next
+    `load` of it. Lengths that choose the kernel are always checked. Raises `LibraryError` for a
+    file that is missing, no wattune library, of another ABI version, or where no library runs on
+    this CPU.
     """
     paths = [path] if isinstance(path, str | PathLike) else list(path)
     if not paths:
         raise LibraryError("load needs at least one library")
+    mask = _mask(skip_checks)
     opened = [_open(fspath(item)) for item in paths]
     usable = [library for library in opened if not library.missing]
     if not usable:
@@ -50,7 +56,18 @@ def load(path: str | PathLike[str] | Sequence[str | PathLike[str]]) -> Kernels:
             f"this CPU cannot run the kernels: {reasons}; compile for this machine's target, or "
             "give load() a list with a library for 'cpu:generic'"
         )
+    for library in usable:
+        library.module["skip_checks"](mask)
     return Kernels(usable)
+
+
+def _mask(names: Sequence[str]) -> int:
+    """Return checks as bits."""
+    given = [names] if isinstance(names, str) else list(names)
+    for name in given:
+        if name not in CHECKS:
+            raise UnknownNameError("check", name, CHECKS)
+    return sum(1 << CHECKS.index(name) for name in set(given))
 
 
 def read_manifest(path: str | PathLike[str]) -> Manifest:
@@ -145,4 +162,5 @@ def _first_line(error: Exception) -> str:
 
 def _functions(module: Any, table: OperatorTable) -> dict[str, Any]:
     packs = dict.fromkeys(f"{table.name}_pack_{pack.argument.name}" for pack in table.packs)
-    return {name: module[name] for name in (table.name, *packs)}
+    entries = dict.fromkeys([table.name, *(variant.entry for variant in table.variants)])
+    return {name: module[name] for name in (*entries, *packs)}

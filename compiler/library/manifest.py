@@ -18,6 +18,9 @@ FORMAT = "wattune.library"
 # Counts changes of the entries' arguments or of the manifest that an older loader cannot read.
 ABI_VERSION = 2
 
+# Checks of values that can be switched off, in the order of their bits in runtime.h.
+CHECKS = ("ranges", "duplicates")
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -41,9 +44,11 @@ class Kernel:
 class Variant:
     """The kernels of problems that differ only in the bucket.
 
-    ``problem`` holds the static fields; ``data`` names the packed data that variants share.
+    ``entry`` is the function for this variant alone. ``problem`` holds the static fields; ``data``
+    names the packed data that variants share.
     """
 
+    entry: str
     problem: dict[str, Any]
     data: str
     layout: str
@@ -70,13 +75,33 @@ class Pack:
 
 @dataclass(frozen=True)
 class OperatorTable:
-    """What a library holds of one operator; ``runtime`` names the run-time sizes."""
+    """What a library holds of one operator.
+
+    ``runtime`` names the run-time sizes; kernels serve those in ``open_ended`` beyond their upper
+    ends too. ``free`` names sizes that choose no kernel. ``fields`` are the static fields and
+    their types.
+    """
 
     name: str
     signature: tuple[str, ...]
     runtime: tuple[str, ...]
+    open_ended: tuple[str, ...]
+    free: tuple[str, ...]
+    fields: dict[str, str]
     variants: tuple[Variant, ...]
     packs: tuple[Pack, ...]
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Name the sizes that calls bring: those that choose the kernel first."""
+        return (*self.runtime, *self.free)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Name the outputs of any variant, of this library or another: they end the signature."""
+        known = {name for variant in self.variants for name in variant.names("output")}
+        starts = [i for i, name in enumerate(self.signature) if name in known]
+        return self.signature[starts[0] :] if starts else ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +148,9 @@ def _operator(data: Mapping[str, Any]) -> OperatorTable:
         name=data["name"],
         signature=tuple(data["signature"]),
         runtime=tuple(data["runtime"]),
+        open_ended=tuple(data["open_ended"]),
+        free=tuple(data["free"]),
+        fields=data["fields"],
         variants=tuple(_variant(entry) for entry in data["variants"]),
         packs=tuple(
             Pack(entry["symbol"], _argument(entry["argument"]), entry["layout"])
@@ -133,6 +161,7 @@ def _operator(data: Mapping[str, Any]) -> OperatorTable:
 
 def _variant(data: Mapping[str, Any]) -> Variant:
     return Variant(
+        entry=data["entry"],
         problem=data["problem"],
         data=data["data"],
         layout=data["layout"],

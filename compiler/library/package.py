@@ -23,9 +23,19 @@ from wattune.schedules.candidate import Candidate
 from wattune.schedules.target import Target
 from wattune.schedules.template import template_of
 
-_SOURCES = ("checks.c", "cpu.c", "entries.c", "message.c", "runtime.c", "scratch.c")
+_SOURCES = (
+    "checks.c",
+    "cpu.c",
+    "entries.c",
+    "match.c",
+    "message.c",
+    "runtime.c",
+    "scratch.c",
+    "values.c",
+)
 _HERE = Path(__file__).parent
-_FLAGS = ("-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra")
+# -O3: checks of values are loops that are worth vectors.
+_FLAGS = ("-O3", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra")
 
 
 def compile(
@@ -121,7 +131,7 @@ def _compile_plan(plan: Plan, target: Target, folder: Path, path: Path) -> None:
     source = folder / "dispatch.c"
     source.write_text(dispatch_source(plan.manifest, required_features(target)))
     includes = [f"-I{_HERE}", *_ffi_includes()]
-    run([compiler(), "-O2", "-fPIC", "-c", *_FLAGS, *includes, source, "-o", folder / "dispatch.o"])
+    run([compiler(), "-fPIC", "-c", *_FLAGS, *includes, source, "-o", folder / "dispatch.o"])
     link([*objects, folder / "dispatch.o", *_runtime_objects(includes)], path, target.threads)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from wattune.compiler.library.binding import Part
 from wattune.compiler.library.frameworks import to_numpy
 from wattune.compiler.library.manifest import Variant
+from wattune.compiler.library.matching import Part
 from wattune.compiler.library.packed import Packed, aligned_empty
 from wattune.compiler.library.reasons import Mismatch, closest
 from wattune.errors import ArgumentError

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import wattune
+from wattune.compiler.library.limits import check_limits
 from wattune.compiler.library.manifest import Kernel, Manifest, OperatorTable, Pack, Variant
+from wattune.compiler.library.variants import entry_names
 from wattune.errors import LibraryError
 from wattune.ops import Argument, Problem, operator
 from wattune.schedules.candidate import Candidate, Record
 from wattune.schedules.target import Target
 from wattune.schedules.template import layout_of, template_of
-
-MAX_DIMS = 6
-MAX_ARGUMENTS = 24
-MAX_RUNTIME_SIZES = 4
 
 
 @dataclass(frozen=True)
@@ -76,18 +74,32 @@ def _table(
     groups: dict[str, list[Choice]] = {}
     for choice in choices:
         groups.setdefault(choice.candidate.problem.static_key, []).append(choice)
+    problem = operator(name).problem
+    statics = [_static(group[0].candidate.problem) for group in groups.values()]
+    entries = entry_names(name, statics)
     table = OperatorTable(
         name=name,
         signature=operator(name).signature,
-        runtime=tuple(operator(name).problem.runtime),
-        variants=tuple(_variant(group, symbols) for group in groups.values()),
+        runtime=tuple(problem.runtime),
+        open_ended=tuple(problem.open_ended),
+        free=tuple(problem.free),
+        fields={f.name: str(f.type) for f in fields(problem) if f.name not in problem.runtime},
+        variants=tuple(
+            _variant(entry, group, symbols)
+            for entry, group in zip(entries, groups.values(), strict=True)
+        ),
         packs=packs,
     )
-    _check_limits(table)
+    check_limits(table)
     return table
 
 
-def _variant(group: Sequence[Choice], symbols: dict[Candidate, str]) -> Variant:
+def _static(problem: Problem) -> dict[str, Any]:
+    """Return the fields that all buckets have in common."""
+    return {k: v for k, v in problem.to_json().items() if k not in problem.runtime}
+
+
+def _variant(entry: str, group: Sequence[Choice], symbols: dict[Candidate, str]) -> Variant:
     ordered = sorted(group, key=lambda c: tuple(c.candidate.problem.sizes.values()))
     first = ordered[0].candidate
     problem = first.problem
@@ -100,9 +112,9 @@ def _variant(group: Sequence[Choice], symbols: dict[Candidate, str]) -> Variant:
     kernels: list[Kernel] = []
     for choice in ordered:
         kernels.append(_kernel(choice, symbols[choice.candidate], kernels[-1:]))
-    static = {k: v for k, v in problem.to_json().items() if k not in problem.runtime}
     return Variant(
-        problem=static,
+        entry=entry,
+        problem=_static(problem),
         data=problem.shared_data() or problem.static_key,
         layout=str(layout_of(first)),
         arguments=arguments,
@@ -174,30 +186,3 @@ def _two_layouts(problem: Problem, argument: Argument, pack: Pack, layout: str) 
         f"library, {pack.layout} and {layout}; export the problems as two libraries, or fix the "
         "same format in both"
     )
-
-
-def _check_limits(table: OperatorTable) -> None:
-    """Refuse what the generated dispatch cannot serve."""
-    if len(table.signature) > MAX_ARGUMENTS or len(table.runtime) > MAX_RUNTIME_SIZES:
-        raise LibraryError(
-            f"{table.name}: {len(table.signature)} arguments and {len(table.runtime)} run-time "
-            f"sizes; allowed: {MAX_ARGUMENTS} and {MAX_RUNTIME_SIZES}"
-        )
-    for variant in table.variants:
-        if len(variant.names("workspace")) > 1:
-            raise LibraryError(f"{table.name}: more than one workspace cannot be dispatched")
-        for argument in variant.arguments:
-            if argument.role != "workspace":
-                _check_shape(table, argument)
-
-
-def _check_shape(table: OperatorTable, argument: Argument) -> None:
-    if len(argument.shape) > MAX_DIMS:
-        raise LibraryError(f"{table.name}: {argument.name} has more than {MAX_DIMS} dimensions")
-    if unknown := [d for d in argument.shape if isinstance(d, str) and d not in table.runtime]:
-        raise LibraryError(f"{table.name}: {argument.name} has the unknown size {unknown[0]}")
-    if table.runtime and table.runtime[0] in argument.shape[1:]:
-        raise LibraryError(
-            f"{table.name}: {argument.name} has shape {list(argument.shape)}; calls beyond the "
-            f"last bucket are cut along {table.runtime[0]}, which must be the leading dimension"
-        )

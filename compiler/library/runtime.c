@@ -18,25 +18,64 @@ static void fill(TVMFFIAny *any, DLTensor *out, const WtSlot *slot, void *data, 
   any->v_ptr = out;
 }
 
-static int64_t largest(const WtVariant *variant) {
-  int64_t most = 0;
-  for (int32_t i = 0; i < variant->num_kernels; ++i)
-    if (variant->kernels[i].upper[0] > most) most = variant->kernels[i].upper[0];
-  return most;
+/* What kernels see of a tensor without elements: it may have no memory. */
+static _Alignas(64) char nothing[64];
+
+/* Whether run-time size i must not exceed a kernel's upper end; calls are cut along size 0. */
+static int is_closed(const WtOperator *op, int32_t i) { return i > 0 && !(op->open_ended >> i & 1); }
+
+/* Whether a kernel serves all sizes but those beyond which it is only slower, and size 0. */
+static int serves(const WtOperator *op, const WtKernel *kernel, const int64_t *sizes) {
+  for (int32_t i = 1; i < op->num_runtime; ++i)
+    if (is_closed(op, i) && sizes[i] > kernel->upper[i]) return 0;
+  return 1;
 }
 
-static const WtKernel *pick(const WtOperator *op, const WtVariant *variant, const int64_t *sizes) {
-  for (int32_t i = 0; i < variant->num_kernels; ++i) {
-    const WtKernel *kernel = &variant->kernels[i];
-    int32_t fits = 0;
-    while (fits < op->num_symbols && sizes[fits] <= kernel->upper[fits]) ++fits;
-    if (fits == op->num_symbols) return kernel;
-  }
+/* Returns the largest size 0 of kernels that serve the others; 0 where there is none. */
+static int64_t largest_piece(const WtOperator *op, const WtVariant *variant,
+                             const int64_t *sizes) {
+  int64_t most = 0;
+  for (int32_t i = 0; i < variant->num_kernels; ++i)
+    if (variant->kernels[i].upper[0] > most && serves(op, &variant->kernels[i], sizes))
+      most = variant->kernels[i].upper[0];
+  if (most) return most;
   wt_message_begin("ArgumentError");
   wt_message_add("%s: no kernel of this library serves", op->name);
-  for (int32_t i = 1; i < op->num_symbols; ++i)
-    wt_message_add(" %s %lld", op->symbol_names[i], (long long)sizes[i]);
-  return NULL;
+  for (int32_t i = 1; i < op->num_runtime; ++i)
+    if (is_closed(op, i)) wt_message_add(" %s %lld", op->symbol_names[i], (long long)sizes[i]);
+  return 0;
+}
+
+static int is_larger(const WtOperator *op, const WtKernel *kernel, const WtKernel *other) {
+  for (int32_t i = 1; i < op->num_runtime; ++i)
+    if (kernel->upper[i] != other->upper[i]) return kernel->upper[i] > other->upper[i];
+  return 0;
+}
+
+/* Returns the first, smallest kernel whose upper ends are not exceeded. A size beyond those of all
+   kernels counts as the largest of them, so that it chooses nothing; where no kernel is large in
+   every respect, the one with the largest upper ends serves the call. */
+static const WtKernel *pick(const WtOperator *op, const WtVariant *variant, const int64_t *sizes) {
+  const WtKernel *largest = NULL;
+  int64_t most[WT_MAX_SYMBOLS] = {0};
+  for (int32_t k = 0; k < variant->num_kernels; ++k) {
+    const WtKernel *kernel = &variant->kernels[k];
+    if (op->num_runtime && sizes[0] > kernel->upper[0]) continue;
+    if (!serves(op, kernel, sizes)) continue;
+    int32_t fits = 1;
+    while (fits < op->num_runtime && sizes[fits] <= kernel->upper[fits]) ++fits;
+    if (fits >= op->num_runtime) return kernel;
+    for (int32_t i = 1; i < op->num_runtime; ++i)
+      if (kernel->upper[i] > most[i]) most[i] = kernel->upper[i];
+    if (!largest || is_larger(op, kernel, largest)) largest = kernel;
+  }
+  int64_t wanted[WT_MAX_SYMBOLS];
+  int32_t cut = 0;
+  for (int32_t i = 0; i < op->num_runtime; ++i) {
+    wanted[i] = i && sizes[i] > most[i] ? most[i] : sizes[i];
+    cut |= wanted[i] != sizes[i];
+  }
+  return cut ? pick(op, variant, wanted) : largest;
 }
 
 /* Returns where the kernel's workspace is: the caller's, or this thread's. */
@@ -49,7 +88,7 @@ static void *workspace(const WtOperator *op, const WtKernel *kernel, const DLTen
   return NULL;
 }
 
-/* Adds argument i, restricted to `sizes` from row `begin` of run-time size 0. */
+/* Adds an argument, restricted to `sizes` from row `begin` of run-time size 0. */
 static int add_argument(Frame *frame, const WtOperator *op, const WtKernel *kernel,
                         const WtSlot *slot, const DLTensor *tensor, const int64_t *sizes,
                         int64_t begin) {
@@ -67,7 +106,8 @@ static int add_argument(Frame *frame, const WtOperator *op, const WtKernel *kern
       if (i > 0) row *= shape[i];
     }
     int cut = slot->ndim > 0 && slot->dims[0] == ~0;
-    data = (char *)wt_data(tensor) + (cut ? begin * row : 0);
+    int64_t bytes = slot->ndim > 0 ? row * shape[0] : row;
+    data = bytes ? (char *)wt_data(tensor) + (cut ? begin * row : 0) : nothing;
   }
   fill(&frame->values[at], &frame->tensors[at], slot, data, shape);
   return WT_OK;
@@ -76,7 +116,6 @@ static int add_argument(Frame *frame, const WtOperator *op, const WtKernel *kern
 static int run(const WtOperator *op, const WtVariant *variant, const DLTensor *const *args,
                const int64_t *sizes, int64_t begin) {
   const WtKernel *kernel = pick(op, variant, sizes);
-  if (!kernel) return WT_FAILED;
   Frame frame;
   frame.count = 0;
   for (int32_t i = 0; i < op->num_arguments; ++i) {
@@ -88,15 +127,17 @@ static int run(const WtOperator *op, const WtVariant *variant, const DLTensor *c
   return kernel->call(NULL, frame.values, frame.count, &result) ? WT_RAISED : WT_OK;
 }
 
-static int call(const WtOperator *op, const DLTensor *const *args) {
+static int call(const WtOperator *op, int32_t only, const DLTensor *const *args) {
   int64_t sizes[WT_MAX_SYMBOLS];
   if (!op->any_cpu && wt_check_cpu()) return WT_FAILED;
-  const WtVariant *variant = wt_match(op, args, sizes);
+  const WtVariant *variant = wt_match(op, only, args, sizes);
   if (!variant || wt_check_memory(op, variant, args)) return WT_FAILED;
-  for (int32_t i = 0; i < op->num_symbols; ++i)
-    if (sizes[i] == 0) return WT_OK;
-  if (op->num_symbols == 0) return run(op, variant, args, sizes, 0);
-  int64_t total = sizes[0], most = largest(variant);
+  if (wt_check_values(op, variant, args, sizes)) return WT_FAILED;
+  if (op->num_runtime == 0) return run(op, variant, args, sizes, 0);
+  int64_t total = sizes[0];
+  if (total == 0) return WT_OK;
+  int64_t most = largest_piece(op, variant, sizes);
+  if (most == 0) return WT_FAILED;
   for (int64_t begin = 0; begin < total; begin += sizes[0]) {
     sizes[0] = total - begin < most ? total - begin : most;
     int status = run(op, variant, args, sizes, begin);
@@ -129,14 +170,14 @@ static int unpack(const WtOperator *op, const TVMFFIAny *args, int32_t count,
   return WT_OK;
 }
 
-int wt_call_ffi(const WtOperator *op, const TVMFFIAny *args, int32_t count) {
+int wt_call_ffi(const WtOperator *op, int32_t only, const TVMFFIAny *args, int32_t count) {
   const DLTensor *tensors[WT_MAX_ARGUMENTS];
   int status = unpack(op, args, count, tensors);
-  return wt_raise(status ? status : call(op, tensors));
+  return wt_raise(status ? status : call(op, only, tensors));
 }
 
-int wt_call_c(const WtOperator *op, const DLTensor *const *args) {
-  int status = call(op, args);
+int wt_call_c(const WtOperator *op, int32_t only, const DLTensor *const *args) {
+  int status = call(op, only, args);
   wt_keep_raised(status);
   return status == WT_OK ? 0 : -1;
 }

@@ -1,7 +1,8 @@
 /* What a library's generated tables (dispatch.c) are made of, and what serves calls from them.
 
-   An operator has variants: problems that differ in static sizes or dtypes. A variant has one
-   kernel a bucket of the run-time sizes. Everything here knows arguments, not operators. */
+   An operator has variants: problems that differ in static fields. A variant has one kernel a
+   bucket of the run-time sizes. Symbols are the names in shapes: first the run-time sizes, which
+   choose the kernel, then the free ones. Everything here knows arguments, not operators. */
 #ifndef WATTUNE_RUNTIME_H_
 #define WATTUNE_RUNTIME_H_
 
@@ -9,22 +10,36 @@
 #include <stdint.h>
 #include <tvm/ffi/c_api.h>
 
-enum { WT_MAX_DIMS = 6, WT_MAX_ARGUMENTS = 24, WT_MAX_SYMBOLS = 4 };
+enum { WT_MAX_DIMS = 6, WT_MAX_ARGUMENTS = 24, WT_MAX_SYMBOLS = 8 };
 
 /* WT_RAISED: a kernel raised an error of its own, which libtvm_ffi holds. */
 enum { WT_OK = 0, WT_FAILED = -1, WT_RAISED = -2 };
 
 typedef enum { WT_ABSENT, WT_INPUT, WT_PACKED, WT_STATE, WT_WORKSPACE, WT_OUTPUT } WtRole;
 
-/* One argument as a variant expects it. dims[i] < 0 is run-time size number ~dims[i]. */
+/* Checks that can be switched off, in the order of wt_check_names. */
+enum { WT_RANGES = 1, WT_DUPLICATES = 2 };
+
+/* Which integers an argument may hold: low to ceil(size * times / per) + offset. */
+typedef struct {
+  int64_t low, offset, times, per;
+  int32_t symbol;   /* of the size; -1: offset alone */
+  int32_t unique;   /* none but negative values twice along the last axis */
+  int32_t maximum;  /* the symbol that the greatest value is, or -1 */
+  int32_t lengths;  /* argument: row i uses ceil(lengths[i] / used_per) of its values; -1: all */
+  int64_t used_per;
+} WtValues;
+
+/* One argument as a variant expects it. dims[i] < 0 is symbol number ~dims[i]. */
 typedef struct {
   WtRole role;
   DLDataType dtype;
   int32_t ndim;
   uint32_t alignment;
+  int32_t written;
   int64_t dims[WT_MAX_DIMS];
-  int64_t low, high; /* allowed int8 values; any where low > high */
-  const char *text;  /* "[tokens, 2560] float32" */
+  const WtValues *values; /* NULL: any */
+  const char *text;       /* "[tokens, 2560] float32" */
 } WtSlot;
 
 /* Serves run-time sizes up to upper[i]. */
@@ -38,10 +53,12 @@ typedef struct {
   const WtSlot *slots;     /* one for each argument of the operator */
   const WtKernel *kernels; /* smallest bucket first */
   int32_t num_kernels;
+  const char *entry;  /* the function for this variant alone */
+  const char *fields; /* what tells it from variants of the same tensors; NULL: there are none */
 } WtVariant;
 
-/* Run-time size 0 is the one that calls beyond the last bucket are cut along. A pack function is an
-   operator too: of two arguments, source and packed, and for any CPU of the architecture. */
+/* Symbol 0 is the run-time size that calls beyond the last bucket are cut along. A pack function is
+   an operator too: of two arguments, source and packed, and for any CPU of the architecture. */
 typedef struct {
   const char *name;
   int32_t any_cpu;
@@ -49,6 +66,8 @@ typedef struct {
   const char *const *symbol_names;
   int32_t num_arguments;
   int32_t num_symbols;
+  int32_t num_runtime; /* symbols that choose the kernel */
+  uint32_t open_ended; /* bit i: kernels serve run-time size i beyond their upper end too */
   const WtVariant *variants;
   int32_t num_variants;
 } WtOperator;
@@ -69,6 +88,8 @@ extern const int32_t wt_num_features;
 extern const int32_t wt_abi_version;
 extern const char wt_metadata[];
 extern const size_t wt_metadata_bytes;
+extern const char *const wt_check_names[];
+extern const int32_t wt_num_checks;
 
 /* cpu.c: WT_OK where the CPU has every feature; the first call checks. Names what is missing. */
 int wt_check_cpu(void);
@@ -76,6 +97,8 @@ const char *wt_missing_features(void);
 
 /* scratch.c: 64-byte aligned memory of this thread, kept until the thread ends. */
 void *wt_scratch(int64_t bytes);
+/* Zeroed memory of this thread for so many bits; to be left zeroed. */
+uint64_t *wt_bitmap(int64_t bits);
 
 /* message.c: the text of this thread's last error. */
 void wt_message_begin(const char *kind);
@@ -84,14 +107,25 @@ void wt_message_add_tensor(const DLTensor *tensor);
 int wt_raise(int status);        /* for entries that libtvm_ffi calls */
 void wt_keep_raised(int status); /* for entries that C calls */
 
-/* checks.c: find the variant, bind run-time sizes, check memory. */
-const WtVariant *wt_match(const WtOperator *op, const DLTensor *const *args, int64_t *sizes);
+/* match.c: find the variant (number `only`, or any where that is -1), bind the sizes in shapes. */
+enum { WT_ANY_VARIANT = -1 };
+const WtVariant *wt_match(const WtOperator *op, int32_t only, const DLTensor *const *args,
+                          int64_t *sizes);
+
+/* checks.c: whether memory can be used. */
 int wt_check_memory(const WtOperator *op, const WtVariant *variant, const DLTensor *const *args);
 void *wt_data(const DLTensor *tensor);
+int64_t wt_elements(const DLTensor *tensor);
+
+/* values.c: whether integers are allowed; binds the sizes that are their greatest values. */
+int wt_check_values(const WtOperator *op, const WtVariant *variant, const DLTensor *const *args,
+                    int64_t *sizes);
+void wt_skip_checks(uint32_t mask); /* for all threads, instead of what was skipped before */
+uint32_t wt_skipped_checks(void);
 
 /* runtime.c */
-int wt_call_ffi(const WtOperator *op, const TVMFFIAny *args, int32_t count);
-int wt_call_c(const WtOperator *op, const DLTensor *const *args);
+int wt_call_ffi(const WtOperator *op, int32_t only, const TVMFFIAny *args, int32_t count);
+int wt_call_c(const WtOperator *op, int32_t only, const DLTensor *const *args);
 int64_t wt_workspace_bytes(const WtOperator *op);
 int64_t wt_packed_bytes(const WtOperator *pack, const int64_t *source_shape);
 

@@ -1,10 +1,13 @@
 """Custom torch operators, ``torch.ops.wattune.<operator>``: for torch.compile and export.
 
     ternary_gemm(Tensor x, Tensor? x_scale=None, Tensor? weight=None, Tensor? weight_scale=None,
-                 *, str layout="") -> Tensor
+                 *, int? out_features=None, ..., str layout="") -> Tensor
+    kv_cache_append(Tensor k, Tensor? v=None, Tensor(a2!)? k_cache=None, ...) -> ()
 
-Packed data comes by name: ``torch.ops.wattune.ternary_gemm(x, **packed.torch)``. An operator is
-defined once a process; the libraries loaded last are tried first.
+Packed data comes by name: ``torch.ops.wattune.ternary_gemm(x, **packed.torch)``. Fields of the
+problem choose between variants that take the same tensors. An operator is defined once a process;
+the libraries loaded last are tried first. An operator with several outputs returns all of them: one
+that the variant does not have is an empty tensor of booleans.
 """
 
 from __future__ import annotations
@@ -14,16 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wattune.compiler.library.binding import Part
 from wattune.compiler.library.frameworks import dtype_name, same_shape, tidy
 from wattune.compiler.library.manifest import OperatorTable, Variant
+from wattune.compiler.library.matching import Part, ambiguous, field_mismatch
 from wattune.compiler.library.packed import Packed
+from wattune.compiler.library.variants import is_dtype, is_field_value
 from wattune.errors import ArgumentError
 
 if TYPE_CHECKING:
     from wattune.compiler.library.entry import Entry
 
 Tensors = dict[str, Any]
+
+# Types of fields that torch's schemas have.
+_KINDS = ("int", "float", "str", "bool")
 
 _parts: dict[str, list[Part]] = {}
 # torch.library has no type annotations.
@@ -37,74 +44,96 @@ def register(entry: Entry) -> None:
     _parts[entry.name] = [*entry.parts, *_parts.get(entry.name, [])]
 
 
-def _roles(table: OperatorTable) -> dict[str, str]:
-    """Return the role of every argument; of one that no variant has only that it is a tensor."""
-    known = {a.name: a.role for v in table.variants for a in v.arguments}
-    return {name: known.get(name, "input") for name in table.signature}
-
-
 def schema(table: OperatorTable) -> str:
     """Return the operator's signature in torch's notation, the same for all libraries."""
-    roles = _roles(table)
+    updated = {a.name for v in table.variants for a in v.arguments if a.updated}
     parameters: list[str] = []
     for name in given_names(table):
-        kind = f"Tensor(a{len(parameters)}!)" if roles[name] == "state" else "Tensor"
+        kind = f"Tensor(a{len(parameters)}!)" if name in updated else "Tensor"
         parameters.append(f"{kind}? {name}=None" if parameters else f"{kind} {name}")
-    outputs = ["Tensor"] * list(roles.values()).count("output")
+    options = [f"{table.fields[name]}? {name}=None" for name in field_names(table)]
+    if _has_packed(table):
+        options.append('str layout=""')
+    outputs = ["Tensor"] * len(table.outputs)
     returned = outputs[0] if len(outputs) == 1 else f"({', '.join(outputs)})"
-    return f'{table.name}({", ".join(parameters)}, *, str layout="") -> {returned}'
+    parameters += ["*", *options] if options else []
+    return f"{table.name}({', '.join(parameters)}) -> {returned}"
 
 
 def given_names(table: OperatorTable) -> tuple[str, ...]:
     """Name the arguments that torch gives: all but workspaces and outputs."""
-    roles = _roles(table)
-    return tuple(n for n in table.signature if roles[n] not in ("workspace", "output"))
+    workspaces = {name for variant in table.variants for name in variant.names("workspace")}
+    return tuple(n for n in table.signature if n not in (*workspaces, *table.outputs))
+
+
+def field_names(table: OperatorTable) -> tuple[str, ...]:
+    """Name the fields that can be given: those that are not the name of a tensor too."""
+    taken = {*given_names(table), *(("layout",) if _has_packed(table) else ())}
+    return tuple(n for n, kind in table.fields.items() if kind in _KINDS and n not in taken)
+
+
+def _has_packed(table: OperatorTable) -> bool:
+    return any(variant.names("packed") for variant in table.variants)
 
 
 def _define(table: OperatorTable) -> None:
-    names = given_names(table)
+    names, fields = given_names(table), field_names(table)
     _fragment.define(schema(table), tags=(torch.Tag.pt2_compliant_tag,))
 
-    def compute(*inputs: Any, layout: str = "", **data: Any) -> Any:
-        tensors = _given(names, inputs, data)
-        part, variant = _find(table.name, tensors, layout)
+    def find(inputs: Sequence[Any], data: Mapping[str, Any]) -> tuple[Part, Variant, Tensors]:
+        tensors = {**dict(zip(names, inputs, strict=False)), **data}
+        tensors = {name: tensors[name] for name in names if tensors.get(name) is not None}
+        given = {name: data[name] for name in fields if data.get(name) is not None}
+        layout = data.get("layout", "") if "layout" not in fields else ""
+        return (*_find(table.name, tensors, layout, given), tensors)
+
+    def compute(*inputs: Any, **data: Any) -> Any:
+        part, variant, tensors = find(inputs, data)
         results = _allocate(variant, tensors)
         _call(part, variant, {**tensors, **results})
-        return _returned(results)
+        return _returned(table, tensors, results)
 
-    def fake(*inputs: Any, layout: str = "", **data: Any) -> Any:
-        tensors = _given(names, inputs, data)
-        _, variant = _find(table.name, tensors, layout)
-        return _returned(_allocate(variant, tensors))
+    def fake(*inputs: Any, **data: Any) -> Any:
+        _, variant, tensors = find(inputs, data)
+        return _returned(table, tensors, _allocate(variant, tensors))
 
     _fragment.impl(table.name, compute, "CPU")
     torch.library.register_fake(f"wattune::{table.name}", fake, lib=_fragment)
 
 
-def _given(names: Sequence[str], inputs: Sequence[Any], data: Mapping[str, Any]) -> Tensors:
-    found = {**dict(zip(names, inputs, strict=False)), **data}
-    return {name: tensor for name, tensor in found.items() if tensor is not None}
-
-
-def _find(operator: str, tensors: Tensors, layout: str) -> tuple[Part, Variant]:
-    """Return the variant that takes exactly these tensors."""
+def _find(
+    operator: str, tensors: Tensors, layout: str, fields: Mapping[str, Any]
+) -> tuple[Part, Variant]:
+    """Return the variant that takes exactly these tensors, of the library loaded last."""
     for part in _parts[operator]:
-        for variant in part.table.variants:
-            if variant.layout == layout and _takes(variant, tensors):
-                return part, variant
+        found = [v for v in part.table.variants if _takes(v, tensors, layout, fields)]
+        if len(found) > 1:
+            raise ambiguous(operator, found)
+        if found:
+            return part, found[0]
     given = ", ".join(f"{n} {list(t.shape)} {dtype_name(t)}" for n, t in tensors.items())
+    chosen = "".join(f", {name}={value}" for name, value in fields.items())
+    hint = (
+        f" in layout {layout!r}; pass **packed.torch of a Packed that such a library packed"
+        if _has_packed(_parts[operator][0].table)
+        else ""
+    )
     raise ArgumentError(
-        f"torch.ops.wattune.{operator}: no loaded library serves {given} in layout {layout!r}; "
-        "pass **packed.torch of a Packed that such a library packed"
+        f"torch.ops.wattune.{operator}: no loaded library serves {given}{chosen}{hint}"
     )
 
 
-def _takes(variant: Variant, tensors: Tensors) -> bool:
+def _takes(variant: Variant, tensors: Tensors, layout: str, fields: Mapping[str, Any]) -> bool:
     expected = {a.name: a for a in variant.arguments if a.role not in ("output", "workspace")}
-    return expected.keys() == tensors.keys() and all(
-        dtype_name(tensors[name]) == argument.dtype
-        and same_shape(tensors[name].shape, argument.shape)
-        for name, argument in expected.items()
+    return (
+        expected.keys() == tensors.keys()
+        and (variant.layout == layout or not variant.names("packed"))
+        and field_mismatch(variant, fields) is None
+        and all(
+            dtype_name(tensors[name]) == argument.dtype
+            and same_shape(tensors[name].shape, argument.shape)
+            for name, argument in expected.items()
+        )
     )
 
 
@@ -124,9 +153,14 @@ def _allocate(variant: Variant, tensors: Tensors) -> Tensors:
     }
 
 
-def _returned(results: Tensors) -> Any:
-    values = tuple(results.values())
-    return values[0] if len(values) == 1 else values
+def _returned(table: OperatorTable, tensors: Tensors, results: Tensors) -> Any:
+    """Return the outputs in the schema's number; a kernel has no output of booleans."""
+    like = next(iter(tensors.values()))
+    absent = (like.new_empty(0, dtype=torch.bool) for n in table.outputs if n not in results)
+    values = [results[name] if name in results else next(absent) for name in table.outputs]
+    if not values:
+        return None
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def _call(part: Part, variant: Variant, tensors: Tensors) -> None:
@@ -146,7 +180,22 @@ def call_in_graph(
     """Serve an entry's call while torch.compile traces it, through the custom operator."""
     data = [tensor for tensor in tensors if isinstance(tensor, Packed)]
     given = [tensor for tensor in tensors if not isinstance(tensor, Packed)]
-    inputs = {**dict(zip(names, given, strict=False)), **named}
+    free = [name for name in names if name not in named]
+    inputs = dict(zip(free, given, strict=False))
+    for name, value in named.items():
+        if not is_field_value(value):
+            inputs[name] = value
+        elif name not in names:
+            inputs[name] = str(value).removeprefix("torch.") if is_dtype(value) else value
+        # Else a field like ``sinks``: whether the tensor of that name is there decides.
     packed = data[0].torch if data else {}
-    result = getattr(torch.ops.wattune, operator)(**inputs, **packed)
-    return result if out is None else out.copy_(result)
+    results = getattr(torch.ops.wattune, operator)(**inputs, **packed)
+    if not isinstance(results, tuple):
+        return results if out is None or results is None else out.copy_(results)
+    results = tuple([result for result in results if result.dtype != torch.bool])
+    if out is not None:
+        given_out = (out,) if isinstance(out, torch.Tensor) else out
+        for place, result in zip(given_out, results, strict=True):
+            place.copy_(result)
+        return out
+    return results if len(results) > 1 else results[0]

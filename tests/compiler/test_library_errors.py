@@ -97,7 +97,7 @@ CALLS: dict[str, tuple[Callable[[Entry, Any], Any], str]] = {
     ),
     "value out of range": (
         lambda e, p: e.pack(weights + np.int8(2), 1.0),
-        "weights has a value of 2; allowed: integers from -1 to 1",
+        r"weights\[0, 0\] is 2; allowed: -1 to 1",
     ),
     "fraction": (lambda e, p: e.pack(weights + 0.5, 1.0), "values that int8 cannot hold"),
     "shape of weights": (
@@ -172,7 +172,7 @@ def test_another_library(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        (b'"abi": 1', b'"abi": 9', "ABI version 9.*reads version 1: export the library again"),
+        (b'"abi": 2', b'"abi": 9', "ABI version 9.*reads version 2: export the library again"),
         (b'"format": "wattune.l', b'"format": "another.l', "not a wattune library"),
         (b'"signature"', b'"singature"', "manifest is damaged"),
     ],

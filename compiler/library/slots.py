@@ -1,0 +1,73 @@
+"""Write arguments and kernels of a variant as rows of the tables in dispatch.c."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wattune.compiler.library.coverage import workspace_bytes
+from wattune.compiler.library.manifest import OperatorTable, Variant
+from wattune.ops.operator import Argument, Limit, Used, Values
+from wattune.schedules.program import CACHE_LINE, alignment
+
+# DLPack's type codes.
+_CODES = {"int": "kDLInt", "uint": "kDLUInt", "float": "kDLFloat", "bfloat": "kDLBfloat"}
+
+
+def slot(argument: Argument | None, op: OperatorTable | None = None) -> str:
+    """Return one WtSlot; symbol i is written as ~i."""
+    if argument is None:
+        return '{WT_ABSENT, {0, 0, 0}, 0, 1, 0, {0}, 0, "none"}'
+    symbols = op.symbols if op else ()
+    kind = argument.dtype.rstrip("0123456789")
+    dtype = f"{{{_CODES[kind]}, {argument.dtype[len(kind) :]}, 1}}"
+    dims = [f"~{symbols.index(d)}" if d in symbols else _number(d) for d in argument.shape]
+    shape = ", ".join(map(str, argument.shape))
+    role = "WT_" + argument.role.upper()
+    return (
+        f"{{{role}, {dtype}, {len(dims)}, {slot_alignment(argument)}, {int(argument.written)}, "
+        f"{{{', '.join(dims) or '0'}}}, {_values(argument.values, op)}, "
+        f'"[{shape}] {argument.dtype}"}}'
+    )
+
+
+def _values(values: Values | None, op: OperatorTable | None) -> str:
+    if values is None:
+        return "0"
+    high = values.high if isinstance(values.high, Limit) else Limit("", offset=values.high)
+    symbols, signature = (op.symbols, op.signature) if op else ((), ())
+    used = values.used or Used("")
+    numbers = (
+        values.low,
+        high.offset,
+        high.times,
+        high.per,
+        symbols.index(high.size) if high.size else -1,
+        int(values.unique),
+        symbols.index(values.maximum) if values.maximum else -1,
+        signature.index(used.lengths) if used.lengths else -1,
+        used.per,
+    )
+    return f"&(const WtValues){{{', '.join(map(str, numbers))}}}"
+
+
+def _number(dim: int | str) -> str:
+    # The bytes of a workspace depend on the bucket; runtime.c takes them from the kernel.
+    return "0" if isinstance(dim, str) else str(dim)
+
+
+def slot_alignment(argument: Argument) -> int:
+    """Return the alignment that a kernel was compiled for."""
+    return CACHE_LINE if argument.role == "workspace" else alignment(argument)
+
+
+def kernel_rows(variant: Variant, op: OperatorTable) -> list[str]:
+    """Return the WtKernels of a variant, smallest bucket first."""
+    return [
+        kernel_row(k.symbol, workspace_bytes(variant, k), [k.upper[name] for name in op.runtime])
+        for k in variant.kernels
+    ]
+
+
+def kernel_row(symbol: str, workspace: int, upper: Sequence[int]) -> str:
+    """Return one WtKernel."""
+    return f"{{__tvm_ffi_{symbol}, {workspace}, {{{', '.join(map(str, upper)) or '0'}}}}}"

@@ -1,0 +1,186 @@
+/* Checks of integers at the boundary: range, duplicates; and sizes that are a greatest value. */
+#include <stdatomic.h>
+
+#include "runtime.h"
+
+static atomic_uint skipped;
+
+void wt_skip_checks(uint32_t mask) { atomic_store_explicit(&skipped, mask, memory_order_relaxed); }
+
+uint32_t wt_skipped_checks(void) { return atomic_load_explicit(&skipped, memory_order_relaxed); }
+
+/* An argument and what is checked of each line along its last axis. */
+typedef struct {
+  const WtOperator *op;
+  int32_t index;
+  const WtValues *values;
+  const DLTensor *tensor;
+  const int32_t *lengths; /* one for `lines_each` lines; NULL: whole lines count */
+  int64_t lines, width, lines_each;
+  int64_t low, high;
+} Checked;
+
+static int64_t value_at(const DLTensor *tensor, int64_t at) {
+  const void *data = wt_data(tensor);
+  return tensor->dtype.bits == 8 ? ((const int8_t *)data)[at] : ((const int32_t *)data)[at];
+}
+
+/* Returns how many values of a line count. */
+static int64_t used(const Checked *checked, int64_t line) {
+  if (!checked->lengths) return checked->width;
+  int64_t length = checked->lengths[line / checked->lines_each];
+  if (length <= 0) return 0;
+  int64_t count = (length - 1) / checked->values->used_per + 1;
+  return count < checked->width ? count : checked->width;
+}
+
+/* Whether a value may be out of range: fast, and never no where one is. */
+static int suspicious8(const int8_t *values, int64_t count, int64_t low, int64_t high) {
+  int8_t least = 0, most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    least = values[i] < least ? values[i] : least;
+    most = values[i] > most ? values[i] : most;
+  }
+  return least < low || most > high;
+}
+
+/* Wrapped differences: one of the two has its sign bit set where a value is out of range. */
+static int suspicious32(const int32_t *values, int64_t count, int64_t low, int64_t high) {
+  if (high < -1) return count > 0;
+  uint32_t first = (uint32_t)low, last = high < INT32_MAX ? (uint32_t)high : INT32_MAX, signs = 0;
+  for (int64_t i = 0; i < count; ++i)
+    signs |= ((uint32_t)values[i] - first) | (last - (uint32_t)values[i]);
+  return signs >> 31;
+}
+
+static int suspicious(const Checked *checked, int64_t begin, int64_t count) {
+  const void *data = wt_data(checked->tensor);
+  if (checked->tensor->dtype.bits == 8)
+    return suspicious8((const int8_t *)data + begin, count, checked->low, checked->high);
+  return suspicious32((const int32_t *)data + begin, count, checked->low, checked->high);
+}
+
+/* Adds "[1, 5]", the index of element `at`. */
+static void add_index(const DLTensor *tensor, int64_t at) {
+  int64_t rest = wt_elements(tensor);
+  for (int32_t i = 0; i < tensor->ndim; ++i) {
+    rest /= tensor->shape[i];
+    wt_message_add("%s%lld", i ? ", " : "[", (long long)(at / rest));
+    at %= rest;
+  }
+  if (tensor->ndim) wt_message_add("]");
+}
+
+static void begin_error(const Checked *checked, int64_t at) {
+  wt_message_begin("ArgumentError");
+  wt_message_add("%s: %s", checked->op->name, checked->op->argument_names[checked->index]);
+  add_index(checked->tensor, at);
+  wt_message_add(" is %lld", (long long)value_at(checked->tensor, at));
+}
+
+static int check_exactly(const Checked *checked, int64_t begin, int64_t count,
+                         const int64_t *sizes) {
+  for (int64_t i = begin; i < begin + count; ++i) {
+    int64_t value = value_at(checked->tensor, i);
+    if (value >= checked->low && value <= checked->high) continue;
+    begin_error(checked, i);
+    if (checked->low > checked->high)
+      wt_message_add("; allowed: none");
+    else
+      wt_message_add("; allowed: %lld to %lld", (long long)checked->low, (long long)checked->high);
+    int32_t symbol = checked->values->symbol;
+    if (symbol >= 0)
+      wt_message_add(" (%s is %lld)", checked->op->symbol_names[symbol], (long long)sizes[symbol]);
+    return WT_FAILED;
+  }
+  return WT_OK;
+}
+
+static int check_range(const Checked *checked, const int64_t *sizes) {
+  if (!checked->lengths) {
+    int64_t count = checked->lines * checked->width;
+    return suspicious(checked, 0, count) ? check_exactly(checked, 0, count, sizes) : WT_OK;
+  }
+  for (int64_t line = 0; line < checked->lines; ++line) {
+    int64_t begin = line * checked->width, count = used(checked, line);
+    if (suspicious(checked, begin, count) && check_exactly(checked, begin, count, sizes))
+      return WT_FAILED;
+  }
+  return WT_OK;
+}
+
+static int refuse_duplicate(const Checked *checked, int64_t begin, int64_t at) {
+  int64_t value = value_at(checked->tensor, at), first = begin;
+  while (value_at(checked->tensor, first) != value) ++first;
+  begin_error(checked, at);
+  wt_message_add(", and so is ");
+  add_index(checked->tensor, first);
+  wt_message_add("; allowed: each value once, negative ones aside");
+  return WT_FAILED;
+}
+
+/* Values out of range, which the check of ranges is for, are passed over. */
+static int check_duplicates(const Checked *checked) {
+  const int32_t *values = wt_data(checked->tensor);
+  uint32_t end = checked->high < INT32_MAX ? (uint32_t)(checked->high + 1) : INT32_MAX;
+  if (checked->high < 0) return WT_OK;
+  uint64_t *seen = wt_bitmap(end);
+  if (!seen) return WT_FAILED;
+  for (int64_t line = 0; line < checked->lines; ++line) {
+    int64_t begin = line * checked->width, last = begin + used(checked, line), at = begin;
+    for (; at < last; ++at) {
+      uint32_t value = (uint32_t)values[at];
+      if (value >= end) continue;
+      uint64_t bit = (uint64_t)1 << (value & 63), word = seen[value >> 6];
+      if (word & bit) break;
+      seen[value >> 6] = word | bit;
+    }
+    for (int64_t i = begin; i < at; ++i)
+      if ((uint32_t)values[i] < end) seen[(uint32_t)values[i] >> 6] = 0;
+    if (at < last) return refuse_duplicate(checked, begin, at);
+  }
+  return WT_OK;
+}
+
+static void measure(const Checked *checked, int64_t *sizes) {
+  int64_t *size = &sizes[checked->values->maximum];
+  const int32_t *values = wt_data(checked->tensor);
+  int64_t count = checked->lines * checked->width, most = *size > 0 ? *size : 0;
+  for (int64_t i = 0; i < count; ++i) most = values[i] > most ? values[i] : most;
+  *size = most;
+}
+
+static Checked checked_argument(const WtOperator *op, const WtVariant *variant,
+                                const DLTensor *const *args, int32_t i, const int64_t *sizes) {
+  const WtValues *values = variant->slots[i].values;
+  const DLTensor *tensor = args[i];
+  Checked checked = {.op = op, .index = i, .values = values, .tensor = tensor};
+  int64_t count = wt_elements(tensor);
+  checked.width = tensor->ndim ? tensor->shape[tensor->ndim - 1] : 1;
+  checked.lines = count ? count / checked.width : 0;
+  if (values->lengths >= 0 && count) {
+    checked.lengths = wt_data(args[values->lengths]);
+    checked.lines_each = checked.lines / tensor->shape[0];
+  }
+  checked.low = values->low;
+  checked.high = values->offset;
+  if (values->symbol >= 0)
+    checked.high += (sizes[values->symbol] * values->times + values->per - 1) / values->per;
+  return checked;
+}
+
+int wt_check_values(const WtOperator *op, const WtVariant *variant, const DLTensor *const *args,
+                    int64_t *sizes) {
+  uint32_t skip = op->any_cpu ? 0 : wt_skipped_checks();
+  for (int32_t i = 0; i < op->num_arguments; ++i) {
+    const WtValues *values = variant->slots[i].values;
+    if (!values || !args[i]) continue;
+    Checked checked = checked_argument(op, variant, args, i, sizes);
+    /* What chooses the kernel is always checked. */
+    if ((values->maximum >= 0 || !(skip & WT_RANGES)) && check_range(&checked, sizes))
+      return WT_FAILED;
+    if (values->unique && !(skip & WT_DUPLICATES) && check_duplicates(&checked)) return WT_FAILED;
+    if (values->maximum >= 0) measure(&checked, sizes);
+  }
+  return WT_OK;
+}
