@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from wattune.schedules.cpu.attention.base import DecodeAttentionTemplate
+from wattune.schedules.cpu.attention.base import (
+    BlockSparseTemplate,
+    DecodeAttentionTemplate,
+    RectifyTemplate,
+    TokenSparseTemplate,
+)
 from wattune.schedules.template import Template
 
-TEMPLATES: tuple[Template, ...] = (DecodeAttentionTemplate(),)
+TEMPLATES: tuple[Template, ...] = (
+    DecodeAttentionTemplate(),
+    BlockSparseTemplate(),
+    TokenSparseTemplate(),
+    RectifyTemplate(),
+)

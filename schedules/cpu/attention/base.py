@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from wattune.ops import operator
 from wattune.ops.attention import Attention
 from wattune.schedules.cpu.attention.kernel import Kernel
+from wattune.schedules.cpu.attention.lists import Listed
 from wattune.schedules.cpu.attention.plan import Plan, Scratch
 from wattune.schedules.cpu.attention.scores import FmaScores, Scores
 from wattune.schedules.cpu.attention.streams import Dense, Stream
@@ -128,4 +129,28 @@ class DecodeAttentionTemplate(AttentionTemplate):
 
     name = "decode_attention"
     operator = "decode_attention"
+    stream = Dense
+
+
+class BlockSparseTemplate(AttentionTemplate):
+    """Attention to listed blocks."""
+
+    name = "block_sparse_decode_attention"
+    operator = "block_sparse_decode_attention"
+    stream = Listed
+
+
+class TokenSparseTemplate(AttentionTemplate):
+    """Attention to listed tokens."""
+
+    name = "token_sparse_decode_attention"
+    operator = "token_sparse_decode_attention"
+    stream = Listed
+
+
+class RectifyTemplate(AttentionTemplate):
+    """New rows, then dense attention."""
+
+    name = "rectify_attention"
+    operator = "rectify_attention"
     stream = Dense

@@ -13,7 +13,6 @@ the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from tvm.script import tirx as T
 from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.attention.finish import Finish
 from wattune.schedules.cpu.attention.memory import Memory, Region, flat
+from wattune.schedules.cpu.attention.overwrite import overwrite
 from wattune.schedules.cpu.attention.plan import Fold, Plan, Scratch
 from wattune.schedules.cpu.attention.scores import Operand, Scores
 from wattune.schedules.cpu.attention.softmax import Mask, Softmax
@@ -64,7 +64,7 @@ class Kernel:
         scratch: Scratch,
         scores: Scores,
         values: Values,
-        stream: Callable[[Plan, Tensors], Stream],
+        stream: type[Stream],
     ) -> None:
         """Keep the parts; ``stream`` makes what names the keys."""
         self.plan = plan
@@ -75,14 +75,16 @@ class Kernel:
 
     def emit(self, tensors: Tensors) -> None:
         """Emit all phases."""
+        if "k" in tensors.buffers:
+            overwrite(self.plan, tensors)
         self.tensors = tensors
         self.memory = Memory(tensors, self.scratch)
-        self.stream = self.make_stream(self.plan, tensors)
+        self.stream = self.make_stream(self.plan, tensors, self.memory.shared("counts"))
         self.finish = Finish(self.plan, tensors, self.values)
         self.query = flat(tensors["q"])
         self.keys, self.cached_values = flat(tensors["k_cache"]), flat(tensors["v_cache"])
         self.batch = T.cast(tensors.sizes["batch"], "int32")
-        self.stream.prepare(self.memory.shared("counts"))
+        self.stream.prepare()
         if self.plan.threads > 1:
             with T.parallel(self.plan.threads) as thread:
                 self._share(thread)

@@ -14,7 +14,6 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.ops.attention import Attention
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.attention.plan import Plan
 from wattune.schedules.cpu.attention.rows import Rows
@@ -46,11 +45,17 @@ class Tiles:
     masked: Region
 
 
-def first_visible(problem: Attention, length: Expr) -> Expr:
-    """Return the first position that some query sees."""
+def visible(plan: Plan, item: Item) -> tuple[Expr, Expr]:
+    """Return the first position that some query of an item sees, and the one after the last."""
+    problem = plan.problem
+    if plan.items == 1:
+        end = item.length
+    else:
+        end = T.bind(item.length - problem.query_tokens + item.part + plan.item_tokens)
     if not problem.window:
-        return T.int32(0)
-    return T.max(length - (problem.window + problem.query_tokens - 1), T.int32(0))
+        return T.int32(0), end
+    first = end - (problem.window + plan.item_tokens - 1)
+    return T.bind(T.max(first, T.int32(0))), end
 
 
 def sees_all(plan: Plan, item: Item, first: Expr, end: Expr) -> Expr:
@@ -66,13 +71,14 @@ def sees_all(plan: Plan, item: Item, first: Expr, end: Expr) -> Expr:
 class Stream(ABC):
     """Cuts the keys of an item into tiles."""
 
-    def __init__(self, plan: Plan, tensors: Tensors) -> None:
-        """Keep what the tables are made of."""
+    def __init__(self, plan: Plan, tensors: Tensors, counts: Region) -> None:
+        """Keep what the tables are made of; ``counts`` has a place for each item."""
         self.plan = plan
         self.tensors = tensors
+        self.counts = counts
 
     @abstractmethod
-    def prepare(self, counts: Region) -> None:
+    def prepare(self) -> None:
         """Emit what must run before `tiles` is asked for."""
 
     @abstractmethod
@@ -91,14 +97,14 @@ class Stream(ABC):
 class Dense(Stream):
     """All keys that some query sees."""
 
-    def prepare(self, counts: Region) -> None:
+    def prepare(self) -> None:
         """Do nothing: a length says it all."""
 
     def tiles(self, item: Item) -> Expr:
         """Count the visible keys."""
         block = self.plan.block
-        visible = item.length - first_visible(self.plan.problem, item.length)
-        return (visible + (block - 1)) // block
+        first, end = visible(self.plan, item)
+        return (end - first + (block - 1)) // block
 
     def begin(self, item: Item, first: Expr) -> None:
         """Do nothing: a tile's number says where it is."""
@@ -106,8 +112,9 @@ class Dense(Stream):
     def build(self, item: Item, tile: Expr, into: Tiles, which: Expr) -> None:
         """Name the rows of ``block`` positions; the last ones repeat the request's last row."""
         block, problem = self.plan.block, self.plan.problem
-        start = T.bind(first_visible(problem, item.length) + tile * block)
-        count = T.bind(T.min(T.int32(block), item.length - start))
+        first, end = visible(self.plan, item)
+        start = T.bind(first + tile * block)
+        count = T.bind(T.min(T.int32(block), end - start))
         rows = Rows(problem, self.tensors, item.request, item.head)
         at = T.bind(which * block)
         # Positions of a run lie in one page.

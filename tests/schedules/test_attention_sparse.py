@@ -1,0 +1,49 @@
+"""Attention to listed blocks and tokens, and rectification, against their references."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.schedules.attention import check
+
+from wattune.ops.block_sparse_decode_attention import BlockSparseDecodeAttention
+from wattune.ops.rectify_attention import RectifyAttention
+from wattune.ops.token_sparse_decode_attention import TokenSparseDecodeAttention
+
+BLOCKS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+    ({"max_blocks": 9, "block_size": 64}, {"block": 64}),
+    ({"max_blocks": 9, "block_size": 48, "page_size": 24}, {"block": 64}),
+    (
+        {"max_blocks": 24, "block_size": 20, "query_tokens": 3, "window": 300},
+        {"splits": 2, "split_tokens": 256},
+    ),
+    (
+        {
+            "max_blocks": 16,
+            "block_size": 128,
+            "query_tokens": 3,
+            "per_token": True,
+            "layout": "NHD",
+            "page_size": 64,
+        },
+        {"splits": 4, "split_tokens": 256},
+    ),
+)
+
+
+@pytest.mark.parametrize(("fields", "knobs"), BLOCKS, ids=str)
+def test_blocks(fields: dict[str, Any], knobs: dict[str, Any]) -> None:
+    check(BlockSparseDecodeAttention(4, 1000, 8, 2, 64, return_lse=True, **fields), **knobs)
+
+
+@pytest.mark.parametrize("lists", ["request", "head"])
+def test_tokens(lists: str) -> None:
+    fields = {"page_size": 7, "query_tokens": 3} if lists == "head" else {"window": 700}
+    problem = TokenSparseDecodeAttention(4, 1000, 8, 2, 64, max_tokens=600, lists=lists, **fields)
+    check(problem, splits=2, split_tokens=256)
+
+
+@pytest.mark.parametrize("fields", [{}, {"page_size": 16, "layout": "NHD", "window": 20}], ids=str)
+def test_rectify(fields: dict[str, Any]) -> None:
+    check(RectifyAttention(3, 100, 8, 2, 64, query_tokens=40, dtype="float16", **fields))
