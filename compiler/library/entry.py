@@ -70,29 +70,29 @@ class Entry:
             if named:
                 fields = [(name, getattr(t, "dtype", t)) for name, t in named.items()]
                 key = (*key, *fields)
-                tensors = (*tensors, *named.values())
             binding = self._bindings.get(key)
         except (AttributeError, TypeError):
-            packed, given = self._given(tensors, named)
-            return self(*packed, out=out, workspace=workspace, **given)
+            packed, found = self._given(tensors, named)
+            return self(*packed, out=out, workspace=workspace, **found)
+        given = (*tensors, *named.values()) if named else tensors
         if binding is None:
-            binding = self._resolve(key, tensors, named)
+            binding = self._resolve(key, given, named)
         args = binding.blank.copy()
         if binding.torch is None:
             for i, at in binding.inputs:
-                args[at] = tensors[i]
+                args[at] = given[i]
         else:
             for i, at in binding.inputs:
-                args[at] = tensor = tensors[i]
+                args[at] = tensor = given[i]
                 if tensor.requires_grad and binding.torch.is_grad_enabled():
                     raise ArgumentError(_NO_GRADIENTS.format(self.name))
         if binding.packed:
-            held = tensors[binding.packed_index].tensors
+            held = given[binding.packed_index].tensors
             for name, at in binding.packed:
                 args[at] = held[name]
         if out is None:
             try:
-                out = binding.allocate(tensors)
+                out = binding.allocate(given)
             except IndexError:
                 raise ArgumentError(f"{self.name}: an input has too few dimensions") from None
         if binding.output is not None:
@@ -234,9 +234,9 @@ class Entry:
         return any(covers(part.table, fields) for part in self._parts)
 
     @property
-    def buckets(self) -> dict[str, tuple[int, ...]]:
-        """Return, for each variant, the upper ends of its buckets."""
-        found: dict[str, tuple[int, ...]] = {}
+    def buckets(self) -> dict[str, tuple[Any, ...]]:
+        """Return, for each variant, the upper ends of its buckets: tuples of several sizes."""
+        found: dict[str, tuple[Any, ...]] = {}
         for part in self._parts:
             found = {**bucket_ends(part.table), **found}
         return found

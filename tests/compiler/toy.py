@@ -1,10 +1,10 @@
-"""A made-up operator with what ternary GEMM lacks: state, two outputs, two run-time sizes."""
+"""Made-up operators: their base, and one with a state, two outputs and two run-time sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,49 @@ from wattune.schedules.target import Target
 from wattune.schedules.template import Counts, Layout, Template
 
 REFUSING = 13
+
+P = TypeVar("P", bound=Problem)
+
+
+class ToyOperator(Operator[P]):
+    """What a library does not ask of an operator."""
+
+    def make_inputs(self, problem: P, rng: np.random.Generator) -> dict[str, Array]:
+        raise NotImplementedError
+
+    def reference(self, problem: P, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        raise NotImplementedError
+
+    def work(self, problem: P) -> Work:
+        raise NotImplementedError
+
+    def tolerance(self, problem: P, output: str) -> Tolerance:
+        raise NotImplementedError
+
+    def parse_shape(self, text: str, **fields: Any) -> P:
+        raise NotImplementedError
+
+
+class ToyTemplate(Template):
+    """A template without knobs, layouts or workspace."""
+
+    def applies(self, problem: Any, target: Target) -> bool:
+        return True
+
+    def space(self, problem: Any, target: Target) -> Space:
+        return Space(self.name, ())
+
+    def layout(self, problem: Any, values: Mapping[str, Value]) -> Layout:
+        return Layout("none")
+
+    def sizes(self, problem: Any, target: Target, values: Mapping[str, Value]) -> dict[str, int]:
+        return {}
+
+    def pack(self, problem: Any, values: Mapping[str, Value]) -> dict[str, Any]:
+        return {}
+
+    def counts(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Counts:
+        return Counts({}, {})
 
 
 @dataclass(frozen=True)
@@ -31,7 +74,7 @@ class Blend(Problem):
     transposed: bool = False
 
 
-class BlendOperator(Operator[Blend]):
+class BlendOperator(ToyOperator[Blend]):
     name = "blend"
     summary = "y = x + sum(table)"
     problem = Blend
@@ -50,43 +93,10 @@ class BlendOperator(Operator[Blend]):
             Argument("bucket", ("rows",), "int32", "output"),
         )
 
-    def make_inputs(self, problem: Blend, rng: np.random.Generator) -> dict[str, Array]:
-        raise NotImplementedError
 
-    def reference(self, problem: Blend, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        raise NotImplementedError
-
-    def work(self, problem: Blend) -> Work:
-        raise NotImplementedError
-
-    def tolerance(self, problem: Blend, output: str) -> Tolerance:
-        raise NotImplementedError
-
-    def parse_shape(self, text: str, **fields: Any) -> Blend:
-        raise NotImplementedError
-
-
-class BlendTemplate(Template):
+class BlendTemplate(ToyTemplate):
     name = "blend_plain"
     operator = "blend"
-
-    def applies(self, problem: Blend, target: Target) -> bool:
-        return True
-
-    def space(self, problem: Blend, target: Target) -> Space:
-        return Space(self.name, ())
-
-    def layout(self, problem: Blend, values: Mapping[str, Value]) -> Layout:
-        return Layout("none")
-
-    def sizes(self, problem: Blend, target: Target, values: Mapping[str, Value]) -> dict[str, int]:
-        return {}
-
-    def pack(self, problem: Blend, values: Mapping[str, Value]) -> dict[str, Any]:
-        return {}
-
-    def counts(self, problem: Blend, target: Target, values: Mapping[str, Value]) -> Counts:
-        return Counts({}, {})
 
     def lower(self, problem: Blend, target: Target, values: Mapping[str, Value]) -> Any:
         from tvm.script import tirx as T
