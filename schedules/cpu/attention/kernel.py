@@ -73,16 +73,24 @@ class Kernel:
         self.values = values
         self.make_stream = stream
 
+    def open(self, tensors: Tensors) -> None:
+        """Declare views of the tensors and of the workspace."""
+        self.memory = Memory(tensors, self.scratch)
+        self.stream = self.make_stream(self.plan, tensors, self.memory.shared("counts"))
+        self.keys, self.cached_values = flat(tensors["k_cache"]), flat(tensors["v_cache"])
+
+    def own(self, thread: Expr) -> Own:
+        """Return a thread's scratch."""
+        return Own.of(self.memory, thread)
+
     def emit(self, tensors: Tensors) -> None:
         """Emit all phases."""
         if "k" in tensors.buffers:
             overwrite(self.plan, tensors)
         self.tensors = tensors
-        self.memory = Memory(tensors, self.scratch)
-        self.stream = self.make_stream(self.plan, tensors, self.memory.shared("counts"))
+        self.open(tensors)
         self.finish = Finish(self.plan, tensors, self.values)
         self.query = flat(tensors["q"])
-        self.keys, self.cached_values = flat(tensors["k_cache"]), flat(tensors["v_cache"])
         self.batch = T.cast(tensors.sizes["batch"], "int32")
         self.stream.prepare()
         if self.plan.threads > 1:
@@ -109,7 +117,7 @@ class Kernel:
     def _share(self, thread: Expr) -> None:
         """Emit the walk over all chunks, and the work on those in the thread's share."""
         threads = self.plan.threads
-        own = Own.of(self.memory, thread)
+        own = self.own(thread)
         done = Region(vector.array(2, "int64"), 0, "int64")
         done.store(0, T.int64(0))
         done.store(1, T.int64(0))
@@ -146,14 +154,7 @@ class Kernel:
         """Emit the work on one chunk."""
         self._start(own, item)
         with T.If(first < end), T.Then():
-            self.stream.begin(item, first)
-            self.stream.build(item, first, own.tiles, T.int32(0))
-            with T.serial(end - first) as i:
-                which = T.bind(i % 2)
-                ahead = T.bind(T.Select(first + i + 1 < end, 1 - which, which))
-                with T.If(ahead != which), T.Then():
-                    self.stream.build(item, first + i + 1, own.tiles, ahead)
-                self._tile(own, which, ahead)
+            self.tiles(own, item, first, end)
         self.finish.totals(own.state, own.totals)
         if self.plan.splits == 1:
             self.finish.outputs(item, own.sums, own.totals)
@@ -164,6 +165,17 @@ class Kernel:
             with T.Else():
                 kept = self._kept(item, chunk)
                 self.finish.keep(own.sums, own.totals, *kept)
+
+    def tiles(self, own: Own, item: Item, first: Expr, end: Expr) -> None:
+        """Emit the tiles of a chunk, each table one tile ahead."""
+        self.stream.begin(item, first)
+        self.stream.build(item, first, own.tiles, T.int32(0))
+        with T.serial(end - first) as i:
+            which = T.bind(i % 2)
+            ahead = T.bind(T.Select(first + i + 1 < end, 1 - which, which))
+            with T.If(ahead != which), T.Then():
+                self.stream.build(item, first + i + 1, own.tiles, ahead)
+            self._tile(own, which, ahead)
 
     def _start(self, own: Own, item: Item) -> None:
         """Emit the conversion of an item's queries, zero sums, and the limits of its rows."""
