@@ -115,7 +115,11 @@ def _hash_folder(module: Path) -> str:
 # Modules that define templates, by target kind; a module's TEMPLATES are tried in order, so the
 # first applicable one is the default.
 _MODULES: dict[str, tuple[str, ...]] = {
-    "cpu": ("wattune.schedules.cpu.ternary_gemm", "wattune.schedules.cpu.attention"),
+    "cpu": (
+        "wattune.schedules.cpu.ternary_gemm",
+        "wattune.schedules.cpu.attention",
+        "wattune.schedules.cpu.selection",
+    ),
     "cuda": (),
 }
 
