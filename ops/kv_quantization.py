@@ -1,9 +1,12 @@
 """Low-bit KV numerics: the asymmetric min-max quantiser of BitDecoding and the order of its bits.
 
     zero = min, scale = (max - min) / (2^bits - 1), both rounded to float16
-    code = clamp(round((x - zero) / scale), 0, 2^bits - 1),   x' = code * scale + zero
+    code = clamp(round((x - zero) * (1 / scale)), 0, 2^bits - 1),   x' = code * scale + zero
 
-in float32; where the scale is 0 all codes are 0. (BitDecoding, arXiv 2503.18773; KIVI 2402.02750.)
+in float32, each operation rounded once, ties to even; where the scale is 0 all codes are 0. Minimum
+and maximum are clipped to float16's range. (BitDecoding, arXiv 2503.18773; KIVI 2402.02750.)
+The product with a reciprocal takes kernels a fifth of the time of a division, and moves the bounds
+between codes by 2^-23 of a step.
 
 Codes of a block of tokens lie in *quads*: four values that are summed over lie side by side, as
 integer dot products take them. A byte holds 8 / bits fields, the lowest bits first:
@@ -22,7 +25,8 @@ from numpy.typing import NDArray
 BITS = {"int8": 8, "int4": 4, "int2": 2}
 LANES = 16
 QUAD = 4
-_LARGEST = 65504.0
+# The largest number of float16.
+LARGEST = 65504.0
 
 Codes = NDArray[np.uint8]
 Half = NDArray[np.float16]
@@ -33,14 +37,17 @@ def quantize(x: NDArray[np.float32], axis: int, bits: int) -> tuple[Codes, Half]
 
     The params have x's shape without ``axis``.
     """
-    x = np.clip(x.astype(np.float32), -_LARGEST, _LARGEST)
+    x = x.astype(np.float32)
     levels = np.float32(2**bits - 1)
-    low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
+    low, high = (
+        np.clip(found, -LARGEST, LARGEST)
+        for found in (x.min(axis, keepdims=True), x.max(axis, keepdims=True))
+    )
     scale = ((high - low) / levels).astype(np.float16)
     zero = low.astype(np.float16)
-    wide = np.where(scale > 0, scale, 1).astype(np.float32)
-    steps = np.where(scale > 0, (x - zero.astype(np.float32)) / wide, np.float32(0))
-    codes = np.clip(np.floor(steps + np.float32(0.5)), 0, levels).astype(np.uint8)
+    inverse = np.float32(1) / np.where(scale > 0, scale, 1).astype(np.float32)
+    steps = np.where(scale > 0, (x - zero.astype(np.float32)) * inverse, np.float32(0))
+    codes = np.clip(np.rint(steps), 0, levels).astype(np.uint8)
     return codes, np.stack([scale.squeeze(axis), zero.squeeze(axis)])
 
 
