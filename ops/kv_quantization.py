@@ -5,8 +5,7 @@
 
 in float32, each operation rounded once, ties to even; where the scale is 0 all codes are 0. Minimum
 and maximum are clipped to float16's range. (BitDecoding, arXiv 2503.18773; KIVI 2402.02750.)
-The product with a reciprocal takes kernels a fifth of the time of a division, and moves the bounds
-between codes by 2^-23 of a step.
+A product with the reciprocal is cheaper than a division a value.
 
 Codes of a block of tokens lie in *quads*: four values that are summed over lie side by side, as
 integer dot products take them. A byte holds 8 / bits fields, the lowest bits first:
