@@ -12,7 +12,7 @@ from wattune.compiler.report import render
 from wattune.compiler.report_data import PREDICTED, Share, collect
 from wattune.compiler.search.standings import marked
 from wattune.errors import DatabaseError
-from wattune.ops import Problem, TernaryGemm
+from wattune.ops import DecodeAttention, Problem, TernaryGemm, operator
 from wattune.schedules.candidate import (
     Candidate,
     Conditions,
@@ -111,6 +111,22 @@ def test_milliseconds_per_token_counts_layers_and_buckets() -> None:
     assert milliseconds == pytest.approx([0.02, 0.06])
     assert report.unmeasured == (TernaryGemm(1, 9, 9),)
     assert report.to_json()["ms_per_token"]["default"] > report.to_json()["ms_per_token"]["best"]
+
+
+def test_layers_of_one_step_may_have_other_sizes() -> None:
+    attend = DecodeAttention(2, 64, 8, 8, 16, query_tokens=4)
+    shares: dict[Problem, Share] = {MANY: Share(10), attend: Share(5)}
+    report = collect([*RECORDS, record(attend, 9, 40e-6)], shares=shares)
+    # Ten layers of 6 us and five of 40 us, for two requests of four tokens.
+    assert report.ms_per_token("best") == pytest.approx((10 * 0.006 + 5 * 0.04) / 8)
+    assert {str(bucket): bucket.tokens for bucket in report.buckets} == {
+        "batch 2, context 64": 8,
+        "tokens 8": 8,
+    }
+    page = render(report)
+    assert "<td>batch 2, context 64</td>" in page
+    gbps = f"{operator('decode_attention').work(attend).bytes / 40e-6 / 1e9:.1f}"
+    assert f'<td class="number">{gbps}</td>' in page
 
 
 def test_the_page_stands_alone_and_escapes() -> None:
