@@ -128,6 +128,42 @@ def dot_pairs_u8s8(unsigned: Expr, signed: Expr, bits: int = 256) -> Expr:
     return _intrinsic(name, f"int16x{bits // 16}", unsigned, signed)
 
 
+# bfloat16 vectors cannot pass through TVM, which rewrites them to integers: functions of LLVM IR
+# that take the bits. A program that calls one must be emitted inside `bf16_functions`.
+_BF16_FUNCTIONS = """
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+declare <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float>)
+define linkonce_odr <16 x float> @wattune_dot_bf16(<16 x float> %c, <16 x i32> %a, <16 x i32> %b)
+    alwaysinline {
+  %x = bitcast <16 x i32> %a to <32 x bfloat>
+  %y = bitcast <16 x i32> %b to <32 x bfloat>
+  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(
+    <16 x float> %c, <32 x bfloat> %x, <32 x bfloat> %y)
+  ret <16 x float> %r
+}
+define linkonce_odr <8 x i32> @wattune_round_bf16(<16 x float> %a) alwaysinline {
+  %x = call <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float> %a)
+  %r = bitcast <16 x bfloat> %x to <8 x i32>
+  ret <8 x i32> %r
+}
+"""
+
+
+def bf16_functions() -> Any:
+    """Return the frame in which `dot_pairs_bf16` and `round_bf16` can be called."""
+    return T.attr(T.int32(0), "pragma_import_llvm", _BF16_FUNCTIONS)
+
+
+def dot_pairs_bf16(total: Expr, left: Expr, right: Expr) -> Expr:
+    """Add two products of bfloat16 to each fp32 lane (vdpbf16ps); operands are int32x16 of bits."""
+    return T.call_pure_extern("float32x16", "wattune_dot_bf16", total, left, right)
+
+
+def round_bf16(value: Expr) -> Expr:
+    """Round float32x16 to bfloat16, two neighbours in each lane of int32x8 (vcvtneps2bf16)."""
+    return T.call_pure_extern("int32x8", "wattune_round_bf16", value)
+
+
 def dot_pairs_s16(left: Expr, right: Expr) -> Expr:
     """Return sums of two products of 16-bit lanes in 32-bit lanes (vpmaddwd, 256 bits)."""
     return _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", left, right)

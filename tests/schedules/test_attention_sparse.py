@@ -39,7 +39,9 @@ def test_blocks(fields: dict[str, Any], knobs: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("lists", ["request", "head"])
 def test_tokens(lists: str) -> None:
-    fields = {"page_size": 7, "query_tokens": 3} if lists == "head" else {"window": 700}
+    fields: dict[str, Any] = {"window": 700}
+    if lists == "head":
+        fields = {"page_size": 7, "query_tokens": 3}
     problem = TokenSparseDecodeAttention(4, 1000, 8, 2, 64, max_tokens=600, lists=lists, **fields)
     check(problem, splits=2, split_tokens=256)
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from wattune.ops import operator
 from wattune.ops.attention import Attention
+from wattune.schedules.cpu.attention.dot import WIDTH, DotScores, DotValues
 from wattune.schedules.cpu.attention.kernel import Kernel
 from wattune.schedules.cpu.attention.lists import Listed
 from wattune.schedules.cpu.attention.plan import Plan, Scratch
@@ -29,6 +30,13 @@ def lanes_of(problem: Attention, target: Target) -> int:
     return lanes
 
 
+def arithmetic_of(problem: Attention, target: Target) -> tuple[str, ...]:
+    """Return what products can be made of: fp32, or pairs of bfloat16."""
+    wide = min(problem.head_dim, problem.value_dim) >= WIDTH
+    pairs = problem.dtype == "bfloat16" and wide and target.has("avx512f", "avx512_bf16")
+    return ("fma", "dot") if pairs else ("fma",)
+
+
 def registers_of(target: Target) -> int:
     """Return the vector registers of a target."""
     return 32 if target.has("avx512f") or target.arch != "x86_64" else 16
@@ -47,6 +55,7 @@ class AttentionTemplate(Template):
         """Knobs: tile, folding, unrolling, splits, prefetch, arithmetic."""
         lanes = lanes_of(problem, target)
         registers = registers_of(target)
+        arithmetic = arithmetic_of(problem, target)
         most_rows = self.plan_rows(problem)
         rows = tuple(r for r in ROWS if r <= min(most_rows, lanes))
         splits = powers_of_two(1, 64)
@@ -58,9 +67,16 @@ class AttentionTemplate(Template):
             Knob("splits", splits, min(splits[-1], self.default_splits(problem, target))),
             Knob("split_tokens", (256, 1024, 4096), 1024),
             Knob("prefetch", (0, 1, 2), 1),
+            Knob("scores", arithmetic, arithmetic[-1]),
+            Knob("values", arithmetic, arithmetic[-1]),
         )
         del registers
-        constraints: tuple[Constraint, ...] = ()
+        constraints = (
+            Constraint(
+                "dots of values pair the keys of a vector of scores: rows must be at most 8",
+                lambda v: v["values"] != "dot" or int(v["rows"]) <= lanes // 2,
+            ),
+        )
         return Space(self.name, knobs, constraints)
 
     def plan_rows(self, problem: Any) -> int:
@@ -89,13 +105,14 @@ class AttentionTemplate(Template):
             splits=int(values["splits"]),
             split_tiles=max(1, int(values["split_tokens"]) // block),
             prefetch=int(values["prefetch"]),
-            scores="fma",
-            values="fma",
+            scores=str(values["scores"]),
+            values=str(values["values"]),
         )
 
     def parts(self, plan: Plan) -> tuple[Scores, Values, Scratch]:
         """Return the engines of a plan, and its workspace."""
-        scores, values = FmaScores(plan), FmaValues(plan)
+        scores = DotScores(plan) if plan.scores == "dot" else FmaScores(plan)
+        values = DotValues(plan) if plan.values == "dot" else FmaValues(plan)
         return scores, values, Scratch.of(plan, scores.query_bytes, values.total_lanes)
 
     def layout(self, problem: Any, values: Mapping[str, Value]) -> Layout:

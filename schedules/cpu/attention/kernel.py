@@ -14,6 +14,7 @@ the number of threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm.script import tirx as T
@@ -42,13 +43,14 @@ class Own:
     totals: Region
     limits: Region
     scores: Region
+    weights: Region
     factors: Region
     tiles: Tiles
 
     @classmethod
     def of(cls, memory: Memory, thread: Expr) -> Own:
         """Return the areas of a thread."""
-        names = ("query", "sums", "state", "totals", "limits", "scores", "factors")
+        names = ("query", "sums", "state", "totals", "limits", "scores", "weights", "factors")
         areas = {name: memory.own(name, thread) for name in names}
         flags = [Region(vector.array(2, "int32"), 0, "int32") for _ in range(2)]
         tables = (memory.own("table", thread), memory.own("positions", thread))
@@ -84,6 +86,14 @@ class Kernel:
         return Own.of(self.memory, thread)
 
     def emit(self, tensors: Tensors) -> None:
+        """Emit the kernel."""
+        if "dot" in (self.plan.scores, self.plan.values):
+            with vector.bf16_functions():
+                self._phases(tensors)
+        else:
+            self._phases(tensors)
+
+    def _phases(self, tensors: Tensors) -> None:
         """Emit all phases."""
         if "k" in tensors.buffers:
             overwrite(self.plan, tensors)
@@ -216,9 +226,11 @@ class Kernel:
                 self.scores.emit(fold, keys, own.query, row, own.scores, quanta)
                 self._mask(fold, own, positions, own.limits.part(at), masked, quanta)
                 softmax = Softmax(plan, fold)
-                softmax.emit(own.scores, own.state.part(2 * at), own.factors, quanta)
+                weights = own.scores if self.values.in_place else own.weights
+                keep = partial(self.values.keep, weights)
+                softmax.emit(own.scores, own.state.part(2 * at), own.factors, quanta, keep)
                 sums = own.sums.part(row * self.values.total_lanes)
-                self.values.emit(fold, values, own.scores, own.factors, sums, quanta)
+                self.values.emit(fold, values, weights, own.factors, sums, quanta)
 
     def _mask(
         self, fold: Fold, own: Own, positions: Region, limits: Region, masked: Expr, quanta: Expr

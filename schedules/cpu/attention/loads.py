@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +64,19 @@ class Loader:
         """Return which column of the group each lane of a vector holds."""
         return [lane * self.vectors + part for lane in range(self.lanes)]
 
-    def natural(self, parts: list[Expr]) -> list[Expr]:
+    def natural(self, parts: Sequence[Expr]) -> list[Expr]:
         """Return a group's vectors in the order of columns."""
-        if not self.pairs:
-            return parts
-        lanes = self.lanes
-        order = [lane // 2 + lanes * (lane % 2) for lane in range(2 * lanes)]
-        return [T.bind(T.Shuffle(parts, order[at : at + lanes])) for at in (0, lanes)]
+        return in_order(parts, [self.columns(part) for part in range(self.vectors)], self.lanes)
+
+
+def in_order(parts: Sequence[Expr], columns: Sequence[Sequence[int]], lanes: int) -> list[Expr]:
+    """Return the vectors of one or two, whose lanes hold these columns, in ascending order."""
+    if len(parts) == 1:
+        return list(parts)
+    where = {
+        c: lane + lanes * part for part, held in enumerate(columns) for lane, c in enumerate(held)
+    }
+    order = [where[column] for column in range(len(parts) * lanes)]
+    return [
+        T.bind(T.Shuffle(list(parts), order[at : at + lanes])) for at in range(0, len(order), lanes)
+    ]

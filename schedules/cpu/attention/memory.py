@@ -27,6 +27,7 @@ _KINDS = {
     "weights": "int32",
     "positions": "int32",
     "counts": "int32",
+    "engine": "int32",
     "table": "int64",
 }
 

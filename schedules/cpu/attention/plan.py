@@ -43,7 +43,8 @@ class Plan:
     of at least ``split_tiles`` tiles. The rows of an item (all queries that read one list of keys
     of one KV head) are processed ``rows`` at a time, ``unroll`` vectors of scores a step and
     ``columns`` vectors of values a pass. ``prefetch`` 0 is none, 1 and 2 the next tile into that
-    cache. ``scores`` and ``values`` name the arithmetic: ``fma`` or ``dot``.
+    cache. ``scores`` and ``values`` name the arithmetic: ``fma``, ``dot`` or ``amx``, which takes
+    ``least_keys`` at a time.
     """
 
     problem: Attention
@@ -58,6 +59,7 @@ class Plan:
     prefetch: int
     scores: str
     values: str
+    least_keys: int = 1
 
     @property
     def items(self) -> int:
@@ -90,7 +92,8 @@ class Plan:
 
     def quantum(self, fold: Fold) -> int:
         """Return the vectors of scores of an iteration: tiles are cut short by whole ones."""
-        return min(self.block // fold.keys, max(MOST_VECTORS, self.unroll))
+        least = self.least_keys // fold.keys
+        return min(self.block // fold.keys, max(MOST_VECTORS, self.unroll, least))
 
     @property
     def size(self) -> int:
@@ -129,8 +132,11 @@ class Scratch:
     threads: int
 
     @classmethod
-    def of(cls, plan: Plan, query_bytes: int, total_lanes: int) -> Scratch:
-        """Return the workspace of a plan; ``total_lanes``: fp32 sums of one query row."""
+    def of(cls, plan: Plan, query_bytes: int, total_lanes: int, engine_bytes: int = 0) -> Scratch:
+        """Return the workspace of a plan; ``total_lanes``: fp32 sums of one query row.
+
+        ``engine_bytes``: what the engines need beside, for each thread.
+        """
         items = plan.problem.batch * plan.problem.kv_heads * plan.items
         parts = items * plan.splits if plan.splits > 1 else 0
         rows, groups = plan.item_rows, plan.groups
@@ -148,6 +154,7 @@ class Scratch:
             factors=4 * plan.lanes,
             table=2 * 8 * plan.block,
             positions=2 * 4 * plan.block,
+            engine=engine_bytes,
         )
         return cls(shared, own, plan.threads)
 

@@ -33,8 +33,15 @@ class Softmax:
         problem = self.plan.problem
         return math.LOG2_E * (1.0 if problem.soft_cap else problem.scale)
 
-    def emit(self, scores: Region, state: Region, factors: Region, quanta: Expr) -> None:
-        """Turn scores into weights; ``factors`` get what earlier sums are multiplied by."""
+    def emit(
+        self,
+        scores: Region,
+        state: Region,
+        factors: Region,
+        quanta: Expr,
+        keep: Callable[[Expr, Expr], None],
+    ) -> None:
+        """Give weights to ``keep``; ``factors`` get what earlier sums are multiplied by."""
         lanes = self.plan.lanes
         top = self._over(scores, quanta, float("-inf"), T.max, lambda score, _: score)
         top = self._across_keys(top)
@@ -48,7 +55,7 @@ class Softmax:
         def weigh(score: Expr, at: Expr) -> Expr:
             exponent = vector.multiply_add(score, math.real(self.factor, lanes), less)
             weight = math.exp2(T.bind(exponent), lanes)
-            scores.store(at, weight)
+            keep(at, weight)
             return weight
 
         total = self._over(scores, quanta, 0.0, lambda a, b: a + b, weigh)

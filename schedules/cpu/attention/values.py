@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from tvm.script import tirx as T
 
@@ -19,6 +20,16 @@ from wattune.schedules.cpu.attention.plan import Fold, Plan, groups_of
 from wattune.schedules.cpu.attention.scores import Operand, prefetch_row
 
 Expr = Any
+
+
+@dataclass(frozen=True)
+class Span:
+    """Columns of a pass: number and column of the first group, how many groups."""
+
+    first: Expr
+    start: Expr
+    groups: int
+
 
 # Keys that a step unrolls where a vector of scores covers fewer.
 LEAST_KEYS = 4
@@ -41,6 +52,15 @@ class Values(ABC):
     def total_lanes(self) -> int:
         """Return the fp32 sums of a row."""
         return self.loader.count(self.plan.problem.value_dim) * self.plan.lanes
+
+    @property
+    def in_place(self) -> bool:
+        """Say whether weights replace the scores they are made of."""
+        return True
+
+    def keep(self, weights: Region, at: Expr, weight: Expr) -> None:
+        """Emit the store of a vector of weights, number ``at / lanes``."""
+        weights.store(at, weight)
 
     @abstractmethod
     def emit(
@@ -65,8 +85,22 @@ class Values(ABC):
         return self.loader.natural(parts)
 
 
-class FmaValues(Values):
-    """Products in fp32."""
+class RegisterValues(Values):
+    """Sums in registers; subclasses load and multiply ``keys`` keys at a time."""
+
+    keys: ClassVar[int]
+
+    @abstractmethod
+    def load(self, cache: Region, bases: Sequence[Expr], start: int) -> list[Expr]:
+        """Load a group of columns of ``keys`` keys, as the loader's number of vectors."""
+
+    @abstractmethod
+    def weight(self, fold: Fold, weights: Region, first: Expr, key: int, row: int) -> Expr:
+        """Return a row's weights of the keys from ``first`` + ``key`` on, in every lane."""
+
+    @abstractmethod
+    def product(self, total: Expr, value: Expr, weight: Expr) -> Expr:
+        """Return total + value * weight."""
 
     def emit(
         self,
@@ -83,7 +117,10 @@ class FmaValues(Values):
         whole = len(starts) if starts[-1] % self.loader.width == 0 else len(starts) - 1
 
         def run(first: Expr, start: Expr, count: int) -> None:
-            self._pass(fold, values, weights, factors, sums, quanta, first, start, count)
+            span = Span(first, start, count)
+            held = self._held(fold, factors, sums, span)
+            self._keys(fold, values, weights, held, quanta, span)
+            self._keep(fold, held, sums, span)
 
         passes = whole // groups
         if passes:
@@ -94,67 +131,79 @@ class FmaValues(Values):
         if whole < len(starts):
             run(T.int32(whole), T.int32(starts[whole]), 1)
 
-    def _pass(
-        self,
-        fold: Fold,
-        values: Operand,
-        weights: Region,
-        factors: Region,
-        sums: Region,
-        quanta: Expr,
-        first: Expr,
-        start: Expr,
-        groups: int,
-    ) -> None:
-        """Emit one pass: ``groups`` groups of columns from column ``start`` on."""
-        plan, lanes = self.plan, self.plan.lanes
-        count = groups * self.loader.vectors
-        held = vector.Registers(fold.rows * count, "float32")
-        kind = math.kind("float32", lanes)
-        places = [
-            T.bind(r * self.total_lanes + first * self.loader.vectors * lanes)
+    def _places(self, fold: Fold, span: Span) -> list[tuple[Expr, int]]:
+        """Return for each register its place in the sums, and its lane in the registers."""
+        count = span.groups * self.loader.vectors
+        first = span.first * (self.loader.vectors * self.plan.lanes)
+        return [
+            (r * self.total_lanes + first + c * self.plan.lanes, (r * count + c) * vector.LANES)
             for r in range(fold.rows)
+            for c in range(count)
         ]
-        for r in range(fold.rows):
-            factor = T.bind(vector.splat(factors.load(r * fold.keys), lanes))
-            for c in range(count):
-                at = (r * count + c) * vector.LANES
-                held.store(at, sums.load(places[r] + c * lanes, lanes) * factor)
-        step = min(max(LEAST_KEYS, fold.keys), plan.block)
-        with T.serial(quanta * (plan.quantum(fold) * fold.keys // step)) as at:
-            for k in range(step):
-                self._key(fold, values, weights, held, at * step, k, start, groups)
-        for r in range(fold.rows):
-            for c in range(count):
-                slot = (r * count + c) * vector.LANES
-                sums.store(places[r] + c * lanes, held.load(slot, kind))
 
-    def _key(
+    def _held(self, fold: Fold, factors: Region, sums: Region, span: Span) -> vector.Registers:
+        """Load the sums of a pass, and shrink them."""
+        lanes = self.plan.lanes
+        places = self._places(fold, span)
+        held = vector.Registers(len(places), "float32")
+        for i, (at, slot) in enumerate(places):
+            row = i * fold.rows // len(places)
+            factor = vector.splat(factors.load(row * fold.keys), lanes)
+            held.store(slot, sums.load(at, lanes) * factor)
+        return held
+
+    def _keep(self, fold: Fold, held: vector.Registers, sums: Region, span: Span) -> None:
+        """Store the sums of a pass."""
+        for at, slot in self._places(fold, span):
+            sums.store(at, held.load(slot, math.kind("float32", self.plan.lanes)))
+
+    def _keys(
         self,
         fold: Fold,
         values: Operand,
         weights: Region,
         held: vector.Registers,
-        first: Expr,
-        k: int,
-        start: Expr,
-        groups: int,
+        quanta: Expr,
+        span: Span,
     ) -> None:
-        """Add one key's values to the sums of every row."""
-        plan, lanes = self.plan, self.plan.lanes
+        """Add all keys of a tile."""
+        plan = self.plan
+        step = min(max(LEAST_KEYS, fold.keys), plan.block)
         width = plan.problem.value_dim
-        base = T.bind(values.table.load(first + k) * width + start)
-        if plan.prefetch:
-            span = groups * self.loader.width
-            prefetch_row(plan, values, first + k, width, start, span)
-        loaded: list[Sequence[Expr]] = [
-            self.loader.load(values.cache, base + g * self.loader.width) for g in range(groups)
-        ]
-        parts = [part for group in loaded for part in group]
-        kind = math.kind("float32", lanes)
-        for r in range(fold.rows):
-            lane = first * fold.slots + k // fold.keys * lanes + r * fold.keys + k % fold.keys
-            weight = T.bind(vector.splat(weights.load(lane), lanes))
-            for c, part in enumerate(parts):
-                slot = (r * len(parts) + c) * vector.LANES
-                held.store(slot, vector.multiply_add(part, weight, held.load(slot, kind)))
+        kind = math.kind("float32", plan.lanes)
+        with T.serial(quanta * (plan.quantum(fold) * fold.keys // step)) as at:
+            first = T.bind(at * step)
+            for key in range(0, step, self.keys):
+                bases = []
+                for k in range(key, key + self.keys):
+                    bases.append(T.bind(values.table.load(first + k) * width + span.start))
+                    if plan.prefetch:
+                        columns = span.groups * self.loader.width
+                        prefetch_row(plan, values, first + k, width, span.start, columns)
+                parts = []
+                for group in range(span.groups):
+                    parts += self.load(values.cache, bases, group * self.loader.width)
+                for r in range(fold.rows):
+                    weight = T.bind(self.weight(fold, weights, first, key, r))
+                    for c, part in enumerate(parts):
+                        slot = (r * len(parts) + c) * vector.LANES
+                        held.store(slot, self.product(held.load(slot, kind), part, weight))
+
+
+class FmaValues(RegisterValues):
+    """Products in fp32."""
+
+    keys = 1
+
+    def load(self, cache: Region, bases: Sequence[Expr], start: int) -> list[Expr]:
+        """Load and convert."""
+        return self.loader.load(cache, bases[0] + start)
+
+    def weight(self, fold: Fold, weights: Region, first: Expr, key: int, row: int) -> Expr:
+        """Repeat one weight."""
+        lane = key // fold.keys * self.plan.lanes + row * fold.keys + key % fold.keys
+        return vector.splat(weights.load(first * fold.slots + lane), self.plan.lanes)
+
+    def product(self, total: Expr, value: Expr, weight: Expr) -> Expr:
+        """Multiply and add."""
+        return vector.multiply_add(value, weight, total)
