@@ -119,6 +119,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "wattune.schedules.cpu.ternary_gemm",
         "wattune.schedules.cpu.attention",
         "wattune.schedules.cpu.selection",
+        "wattune.schedules.cpu.kv_cache",
     ),
     "cuda": (),
 }
