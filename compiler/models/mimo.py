@@ -43,6 +43,9 @@ def _sliding(config: Config) -> AttentionShape:
     """Return the sliding layers' shape; what the config leaves out is as in transformers."""
     wide = _global(config)
     width = config.size("swa_head_dim", wide.head_dim)
+    # As the paper has it, the window counts the query's own key. transformers 5.23 reads the
+    # checkpoint's sliding_window_size as the keys before it, and writes sliding_window with one
+    # more.
     named = "sliding_window_size" if config.has("sliding_window_size") else "sliding_window"
     return AttentionShape(
         config.size("swa_num_attention_heads", wide.query_heads),
