@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from wattune.schedules.cpu.attention.amx_templates import (
+    AmxBlockSparse,
+    AmxDecodeAttention,
+    AmxRectify,
+)
 from wattune.schedules.cpu.attention.base import (
     BlockSparseTemplate,
     DecodeAttentionTemplate,
@@ -15,4 +20,7 @@ TEMPLATES: tuple[Template, ...] = (
     BlockSparseTemplate(),
     TokenSparseTemplate(),
     RectifyTemplate(),
+    AmxDecodeAttention(),
+    AmxBlockSparse(),
+    AmxRectify(),
 )
