@@ -76,7 +76,7 @@ def _table(
         groups.setdefault(choice.candidate.problem.static_key, []).append(choice)
     problem = operator(name).problem
     statics = [_static(group[0].candidate.problem) for group in groups.values()]
-    entries = entry_names(name, statics)
+    entries = entry_names(name, statics, {f.name: f.default for f in fields(problem)})
     table = OperatorTable(
         name=name,
         signature=operator(name).signature,

@@ -166,12 +166,12 @@ def _returned(table: OperatorTable, tensors: Tensors, results: Tensors) -> Any:
 def _call(part: Part, variant: Variant, tensors: Tensors) -> None:
     from wattune.compiler.library.entry import LayoutError
 
-    signature = part.table.signature
+    call, signature = part.functions[variant.entry], part.table.signature
     try:
-        part.call(*(tensors.get(name) for name in signature))
+        call(*(tensors.get(name) for name in signature))
     except LayoutError:
         copies = {name: tidy(tensors[name]) for name in variant.names("input")}
-        part.call(*({**tensors, **copies}.get(name) for name in signature))
+        call(*({**tensors, **copies}.get(name) for name in signature))
 
 
 def call_in_graph(

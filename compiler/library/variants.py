@@ -18,25 +18,29 @@ def differing(problems: Sequence[Fields]) -> tuple[str, ...]:
     return tuple(k for k in problems[0] if any(p[k] != problems[0][k] for p in problems))
 
 
-def entry_names(operator: str, problems: Sequence[Fields]) -> list[str]:
+def entry_names(operator: str, problems: Sequence[Fields], defaults: Fields) -> list[str]:
     """Name each variant's entry after the fields in which it differs from others.
 
-    ``decode_attention_window128``; the operator's own name where there is one variant only.
+    Fields that have their default are left out: ``decode_attention_window128_sinks``. Where there
+    is one variant only its entry is the operator's.
     """
     if len(problems) == 1:
         return [operator]
-    names = [
-        "_".join([operator, *(f"{name}{_word(p[name])}" for name in differing(problems))])
-        for p in problems
-    ]
+    telling = differing(problems)
+    names = []
+    for problem in problems:
+        words = [_word(n, problem[n]) for n in telling if problem[n] != defaults.get(n)]
+        names.append("_".join([operator, *(words or ["default"])]))
     repeated = {name for name in names if names.count(name) > 1}
     return [f"{n}_{i}" if n in repeated else n for i, n in enumerate(names)]
 
 
-def _word(value: Any) -> str:
-    """Return a field's value as a part of a C name: 0.25 is 0p25."""
+def _word(name: str, value: Any) -> str:
+    """Return a field as a part of a C name: scale0p25, sinks, pagesfalse."""
+    if value is True:
+        return name
     text = _short(value).lower() if isinstance(value, bool) else _short(value)
-    return re.sub(r"\W", "_", text.replace(".", "p").replace("-", "m"))
+    return re.sub(r"\W", "_", f"{name}{text}".replace(".", "p").replace("-", "m"))
 
 
 def as_text(problem: Fields, names: Sequence[str]) -> str:

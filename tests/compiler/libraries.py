@@ -1,4 +1,4 @@
-"""One exported library that the library tests share, for any CPU of this architecture."""
+"""Exported libraries that the library tests share, compiled once a test run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from numpy.typing import NDArray
 
 from wattune.compiler.library.choose import choose
 from wattune.compiler.library.loader import Kernels, load
-from wattune.compiler.library.package import build
-from wattune.ops import TernaryGemm, operator
+from wattune.compiler.library.package import build, compile
+from wattune.ops import Problem, TernaryGemm, operator
+from wattune.ops.block_sparse_decode_attention import BlockSparseDecodeAttention
+from wattune.ops.decode_attention import DecodeAttention
+from wattune.ops.rectify_attention import RectifyAttention
 from wattune.schedules.target import Target
 
+# For any CPU of this architecture.
 TARGET = Target.parse("cpu:generic", threads=2)
 OUT, IN = 48, 200
 # Two buckets of one variant; other dtypes; other sizes and a scale for each row.
@@ -29,6 +33,33 @@ PROBLEMS = (
     TernaryGemm(4, 37, 129, scale="row"),
 )
 
+# Two buckets; another window and other heads for tensors of the same dtypes; all else at once.
+DENSE = DecodeAttention(3, 64, 8, 2, 64, value_dim=32)
+ATTENTION: tuple[Problem, ...] = (
+    DecodeAttention(1, 64, 8, 2, 64, value_dim=32),
+    DENSE,
+    DecodeAttention(3, 64, 8, 2, 64, value_dim=32, window=16),
+    DecodeAttention(3, 64, 8, 4, 64, value_dim=32),
+    DecodeAttention(
+        3,
+        64,
+        8,
+        2,
+        64,
+        query_tokens=4,
+        dtype="float32",
+        layout="NHD",
+        page_size=8,
+        window=16,
+        sinks=True,
+        return_lse=True,
+    ),
+    BlockSparseDecodeAttention(
+        3, 64, 8, 2, 64, value_dim=32, max_blocks=3, block_size=16, query_tokens=2
+    ),
+    RectifyAttention(3, 64, 8, 2, 64, value_dim=32, query_tokens=4),
+)
+
 _folder = tempfile.TemporaryDirectory(prefix="wattune-tests-")
 
 
@@ -37,6 +68,26 @@ def exported() -> Path:
     """Return the path of the library; it is compiled once a test run."""
     library = build(choose(PROBLEMS, TARGET, None, "latency", None), TARGET)
     return library.export(Path(_folder.name) / "kernels.so")
+
+
+@cache
+def exported_attention() -> Path:
+    """Return the path of a library of attention operators for this CPU; every kernel is verified.
+
+    In a folder of its own, as ``kernels.h`` is what programs include.
+    """
+    folder = Path(_folder.name) / "attention"
+    folder.mkdir()
+    return compile(ATTENTION, Target.native(threads=1)).export(folder / "kernels.so")
+
+
+def attend(kernels: Kernels, problem: Problem, inputs: dict[str, Any], **more: Any) -> Any:
+    """Call a problem's operator with all its fields."""
+    names = operator(problem.operator).signature
+    fields = {name: value for name, value in problem.to_json().items() if name != "operator"}
+    fields = {name: fields[name] for name in fields if name not in (*problem.runtime, *names)}
+    tensors = {name: inputs[name] for name in names if name in inputs}
+    return getattr(kernels, problem.operator)(**{**tensors, **fields, **more})
 
 
 @pytest.fixture

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tvm_ffi
-from tests.compiler.libraries import IN, OUT, exported
+from tests.compiler.libraries import IN, OUT, TARGET, exported, exported_attention
+
+from wattune.compiler.library.choose import choose
+from wattune.compiler.library.package import build
+from wattune.ops.decode_attention import DecodeAttention
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,26 +48,21 @@ def test_python_without_tvm_and_torch() -> None:
     assert done.stdout == "served\n", done.stderr
 
 
+def built(example: str, library: Path, folder: Path) -> Path:
+    """Build a C++ example as its README says."""
+    path = folder / example
+    ffi = Path(tvm_ffi.libinfo.find_libtvm_ffi())
+    flags: list[str] = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{library.parent}"]
+    paths = [f"-Wl,-rpath,{library.parent}", f"-Wl,-rpath,{ffi.parent}"]
+    source = ROOT / f"examples/c/{example}.cc"
+    files = [str(file) for file in (path, source, library, ffi)]
+    subprocess.run(["g++", *flags, "-o", *files, *paths], check=True)
+    return path
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the C++ example as its README says."""
-    path = tmp_path_factory.mktemp("cxx") / "gemm"
-    ffi = Path(tvm_ffi.libinfo.find_libtvm_ffi())
-    folder = exported().parent
-    command: list[str | Path] = [
-        "g++",
-        "-std=c++17",
-        "-O2",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-o",
-        path,
-    ]
-    command += [ROOT / "examples/c/gemm.cc", f"-I{folder}", exported(), ffi]
-    command += [f"-Wl,-rpath,{folder}", f"-Wl,-rpath,{ffi.parent}"]
-    subprocess.run(command, check=True)
-    return path
+    return built("gemm", exported(), tmp_path_factory.mktemp("cxx"))
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 21])
@@ -79,17 +79,36 @@ def test_cxx_program_with_other_sizes(program: Path) -> None:
     assert "packs no source of this shape" in done.stderr
 
 
+def test_cxx_attention(tmp_path: Path) -> None:
+    problems = [DecodeAttention(batch, 64, 8, 2, 48) for batch in (1, 4)]
+    library = build(choose(problems, TARGET, None, "latency", None), TARGET)
+    path = library.export(tmp_path / "kernels.so")
+    program = built("attention", path, tmp_path)
+    for batch, capacity in (1, 64), (3, 40), (9, 200):
+        command = [str(program), "8", "2", "48", str(batch), str(capacity)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{batch} requests, up to {capacity} tokens: largest error" in done.stdout
+        assert f"seq_lens[0] is {capacity + 1}; allowed: 0 to {capacity}" in done.stdout
+    done = subprocess.run([program, "8", "4", "48", "1", "9"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "k_cache has shape [1, 4, 9, 48] and dtype bfloat16; expected [batch, 2," in done.stderr
+
+
 @pytest.mark.parametrize(
     "compiler", [("gcc", "-std=c11", "-xc"), ("g++", "-std=c++11", "-xc++")], ids=("c", "c++")
 )
+@pytest.mark.parametrize("library", [exported, exported_attention])
 @pytest.mark.parametrize("dlpack", [True, False])
-def test_header_compiles(compiler: tuple[str, ...], dlpack: bool, tmp_path: Path) -> None:
+def test_header_compiles(
+    compiler: tuple[str, ...], library: Callable[[], Path], dlpack: bool, tmp_path: Path
+) -> None:
     source = tmp_path / "use"
     source.write_text(
         '#include "kernels.h"\n'
         "int main(void) { DLTensor t = wattune_tensor(0, 0, 0, kDLInt, 8); return t.ndim; }\n"
     )
-    folders = [f"-I{exported().parent}"]
+    folders = [f"-I{library().parent}"]
     if dlpack:
         folders.append(f"-I{tvm_ffi.libinfo.find_dlpack_include_path()}")
     flags = ["-Wall", "-Wextra", "-Werror", "-fsyntax-only"]

@@ -3,78 +3,40 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.compiler.toy_gather import GATHER, PER_PAGE, Gather
-
-from wattune import ops
-from wattune.compiler.library.choose import choose
-from wattune.compiler.library.loader import Kernels, load
-from wattune.compiler.library.manifest import CHECKS, Manifest
-from wattune.compiler.library.package import build
-from wattune.compiler.measure.ffi import Call
-from wattune.errors import ArgumentError, UnknownNameError
-from wattune.schedules.target import Target
-from wattune.schedules.template import register_module
-
-TARGET = Target.parse("cpu:generic")
-Arrays = dict[str, NDArray[Any]]
-
-# A grid that is not complete; then variants of the same tensors, of other widths, of other tensors.
-BUCKETS = ((1, 8, 4), (4, 8, 4), (4, 64, 4), (4, 64, 16))
-PROBLEMS = (
-    *(Gather(*bucket) for bucket in BUCKETS),
-    Gather(4, 64, 16, factor=0.125),
-    Gather(4, 64, 16, width=3),
-    Gather(4, 64, 16, biased=True),
-    Gather(4, 64, 16, pages=False, served=False),
+from tests.compiler.toy_gather import (
+    GATHER,
+    PROBLEMS,
+    Gather,
+    expected,
+    exported_gather,
+    inputs,
 )
 
+from wattune.compiler.library.loader import Kernels, load
+from wattune.compiler.library.manifest import CHECKS, Manifest
+from wattune.compiler.measure.ffi import Call
+from wattune.errors import ArgumentError, UnknownNameError
 
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> Iterator[None]:
-    register_module("cpu", "tests.compiler.toy_gather")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ops._OPERATORS, "gather", GATHER)
-        yield
+Arrays = dict[str, NDArray[Any]]
+# Those of one variant, an incomplete grid.
+BUCKETS = tuple(tuple(problem.sizes.values()) for problem in PROBLEMS[:4])
 
 
 @pytest.fixture(scope="module")
-def path(registered: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = build(choose(PROBLEMS, TARGET, None, "latency", None), TARGET)
-    return library.export(tmp_path_factory.mktemp("gather") / "kernels.so")
+def path() -> Path:
+    return exported_gather()
 
 
 @pytest.fixture
 def kernels(path: Path) -> Kernels:
     return load(path)
-
-
-def inputs(
-    rows: int = 2, capacity: int = 6, picks: int = 3, width: int = 2, length: int | None = None
-) -> Arrays:
-    rng = np.random.default_rng(rows + capacity + picks)
-    lists = [rng.permutation(max(capacity, picks))[:picks] for _ in range(rows)]
-    return {
-        "store": rng.standard_normal((rows, capacity, width), dtype=np.float32),
-        "log": np.zeros(9, np.int32),
-        "lengths": np.full(rows, capacity if length is None else length, np.int32),
-        "picks": np.array(lists, np.int32).reshape(rows, picks).clip(-1, capacity - 1),
-        "pages": np.zeros((rows, -(-capacity // PER_PAGE)), np.int32),
-    }
-
-
-def expected(given: Arrays, factor: float = 1.0) -> NDArray[Any]:
-    y = np.zeros((len(given["picks"]), given["store"].shape[2]), np.float32)
-    for row, picks in enumerate(given["picks"]):
-        kept = picks[(picks >= 0) & (picks < given["lengths"][row])]
-        y[row] = factor * given["store"][row, kept].sum(0)
-    return y
 
 
 @pytest.mark.parametrize(
@@ -328,27 +290,24 @@ def test_entries_for_c(path: Path) -> None:
     library = ctypes.CDLL(str(path))
     library.wattune_last_error.restype = ctypes.c_char_p
     given, y, served = inputs(), np.zeros((2, 2), np.float32), np.zeros((2, 3), np.int32)
-    names = {
-        factor: f"gather_width2_factor{factor}_biasedfalse_servedtrue_pagestrue"
-        for factor in ("1", "0p125")
-    }
+    one, eighth = "gather_default", "gather_factor0p125"
     assert c_call(library, "gather", given, y, served) == -1
     assert library.wattune_last_error().decode() == (
         "gather: several variants serve such tensors; call "
-        f"wattune_{names['1']} (factor=1) or wattune_{names['0p125']} (factor=0.125)"
+        f"wattune_{one} (factor=1) or wattune_{eighth} (factor=0.125)"
     )
-    for name, factor in ((names["1"], 1.0), (names["0p125"], 0.125)):
+    for name, factor in ((one, 1.0), (eighth, 0.125)):
         assert c_call(library, name, given, y, served) == 0
         np.testing.assert_allclose(y, expected(given, factor), rtol=1e-5)
     given["picks"][0] = 1
-    assert c_call(library, names["1"], given, y, served) == -1
+    assert c_call(library, one, given, y, served) == -1
     assert b"picks[0, 1] is 1, and so is [0, 0]" in library.wattune_last_error()
     assert library.wattune_skip_check(b"duplicates") == 0
-    assert c_call(library, names["1"], given, y, served) == 0
+    assert c_call(library, one, given, y, served) == 0
     assert library.wattune_skip_check(b"lengths") == -1
     assert library.wattune_last_error() == b"unknown check 'lengths'; allowed: ranges, duplicates"
     load(path)
-    assert c_call(library, names["1"], given, y, served) == -1
+    assert c_call(library, one, given, y, served) == -1
 
 
 def test_header(path: Path) -> None:
@@ -358,7 +317,7 @@ def test_header(path: Path) -> None:
         "const DLTensor *pages, const DLTensor *bias, DLTensor *y, DLTensor *served"
     )
     assert f"int wattune_gather({arguments});" in header
-    assert f"_factor0p125_biasedfalse_servedtrue_pagestrue({arguments});" in header
+    assert f"int wattune_gather_servedfalse_pagesfalse({arguments});" in header
     for line in (
         "store: float32 [rows, capacity, 2], state, only read, aligned to 4",
         "log: int32 [slots], state, updated, aligned to 4",

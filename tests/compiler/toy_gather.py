@@ -5,18 +5,27 @@ y[r] = factor * sum of store[r, p] over p in picks[r], 0 <= p < lengths[r]  (+ b
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import pytest
+from numpy.typing import NDArray
 from tests.compiler.toy import ToyOperator, ToyTemplate
 
+from wattune import ops
+from wattune.compiler.library.choose import choose
+from wattune.compiler.library.package import build
 from wattune.ops import Argument, Problem
 from wattune.ops.operator import Limit, Used, Values
 from wattune.schedules.program import Tensors, tensor_program
 from wattune.schedules.space import Value
 from wattune.schedules.target import Target
-from wattune.schedules.template import Template
+from wattune.schedules.template import Template, register_module
 
 PER_PAGE = 4
 
@@ -100,3 +109,52 @@ class GatherTemplate(ToyTemplate):
 
 GATHER = GatherOperator()
 TEMPLATES: tuple[Template, ...] = (GatherTemplate(),)
+
+# A grid that is not complete; then variants of the same tensors, of other widths, of other tensors.
+PROBLEMS = (
+    Gather(1, 8, 4),
+    Gather(4, 8, 4),
+    Gather(4, 64, 4),
+    Gather(4, 64, 16),
+    Gather(4, 64, 16, factor=0.125),
+    Gather(4, 64, 16, width=3),
+    Gather(4, 64, 16, biased=True),
+    Gather(4, 64, 16, pages=False, served=False),
+)
+
+_folder = tempfile.TemporaryDirectory(prefix="wattune-tests-")
+
+
+@cache
+def exported_gather() -> Path:
+    """Return the path of a library; it is compiled once a test run."""
+    register_module("cpu", "tests.compiler.toy_gather")
+    target = Target.parse("cpu:generic")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ops._OPERATORS, "gather", GATHER)
+        library = build(choose(PROBLEMS, target, None, "latency", None), target)
+        return library.export(Path(_folder.name) / "kernels.so")
+
+
+def inputs(
+    rows: int = 2, capacity: int = 6, picks: int = 3, width: int = 2, length: int | None = None
+) -> dict[str, NDArray[Any]]:
+    """Draw full requests, by default; every picked row is another one."""
+    rng = np.random.default_rng(rows + capacity + picks)
+    lists = [rng.permutation(max(capacity, picks))[:picks] for _ in range(rows)]
+    return {
+        "store": rng.standard_normal((rows, capacity, width), dtype=np.float32),
+        "log": np.zeros(9, np.int32),
+        "lengths": np.full(rows, capacity if length is None else length, np.int32),
+        "picks": np.array(lists, np.int32).reshape(rows, picks).clip(-1, capacity - 1),
+        "pages": np.zeros((rows, -(-capacity // PER_PAGE)), np.int32),
+    }
+
+
+def expected(given: Mapping[str, NDArray[Any]], factor: float = 1.0) -> NDArray[Any]:
+    """Compute y without bias."""
+    y = np.zeros((len(given["picks"]), given["store"].shape[2]), np.float32)
+    for row, picks in enumerate(given["picks"]):
+        kept = picks[(picks >= 0) & (picks < given["lengths"][row])]
+        y[row] = factor * given["store"][row, kept].sum(0)
+    return y
