@@ -28,6 +28,7 @@ from wattune.ops.quantized_kv_cache_append import (
     QuantizedKVCacheAppend,
 )
 from wattune.ops.rectify_attention import RECTIFY_ATTENTION, RectifyAttention
+from wattune.ops.select_blocks import SELECT_BLOCKS, SelectBlocks
 from wattune.ops.ternary_gemm import TERNARY_GEMM, TernaryGemm
 from wattune.ops.token_sparse_decode_attention import (
     TOKEN_SPARSE_DECODE_ATTENTION,
@@ -50,6 +51,7 @@ __all__ = [
     "QuantizedDecodeAttention",
     "QuantizedKVCacheAppend",
     "RectifyAttention",
+    "SelectBlocks",
     "TernaryGemm",
     "TokenSparseDecodeAttention",
     "Tolerance",
@@ -75,6 +77,7 @@ _ALL: tuple[Operator[Any], ...] = (
     BLOCK_SCORE,
     ATTN_GATE_COMPRESS,
     ATTN_GATE,
+    SELECT_BLOCKS,
 )
 _OPERATORS: dict[str, Operator[Any]] = {op.name: op for op in _ALL}
 
