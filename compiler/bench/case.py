@@ -1,21 +1,16 @@
-"""What a benchmarked implementation is, and the copies of its weights that calls rotate over."""
+"""What a benchmarked implementation is, and what it starts from."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wattune.compiler.measure.memory import pages
-from wattune.compiler.measure.pool import stride_of
-from wattune.ops import Problem
-from wattune.ops.operator import Array
-
-Bytes = NDArray[np.uint8]
+from wattune.compiler.bench.data import Arrays
+from wattune.ops import Problem, operator
 
 
 class Unavailable(Exception):
@@ -26,15 +21,21 @@ class Unavailable(Exception):
 class Setup:
     """What every implementation of a problem starts from.
 
-    ``footprint`` is the bytes of weights that calls rotate over, 0 for one hot copy; ``library``
-    is the path of the exported kernels.
+    ``footprint`` is the bytes of weights or caches that calls rotate over, 0 for one hot copy;
+    ``library`` is the path of the exported kernels.
     """
 
     problem: Problem
-    inputs: Mapping[str, Array]
+    inputs: Arrays
+    expected: Arrays
     threads: int
     footprint: int = 0
     library: str = ""
+
+    @property
+    def moved(self) -> int:
+        """Return the bytes that any implementation must move."""
+        return operator(self.problem.operator).work(self.problem).bytes
 
 
 class Case(ABC):
@@ -50,26 +51,19 @@ class Case(ABC):
 
     @abstractmethod
     def call(self, copy: int) -> object:
-        """Run once on one copy of the weights."""
+        """Run once on one copy of the data."""
 
     @abstractmethod
     def error(self) -> float:
         """Run once and return the distance from the reference over the reference's norm."""
 
 
-def rotate(data: Bytes, footprint: int) -> list[Bytes]:
-    """Copy packed weights as often as fills the footprint, at least once; views of one buffer."""
-    stride = stride_of(data.size)
-    count = max(1, -(-footprint // stride))
-    buffer = pages(count * stride, huge=True)
-    views = [buffer[i * stride : i * stride + data.size] for i in range(count)]
-    for view in views:
-        view[:] = data
-    return views
-
-
 def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Return |found - expected| / |expected| in the Euclidean norm."""
+    """Return |found - expected| / |expected| in the Euclidean norm; infinities must be equal."""
+    if found.shape != expected.shape:
+        return float("inf")
     exact = expected.astype(np.float64)
-    distance = float(np.linalg.norm(found.astype(np.float64) - exact))
-    return distance / max(float(np.linalg.norm(exact)), 1e-30)
+    with np.errstate(invalid="ignore"):
+        difference = np.where(found == expected, 0.0, found.astype(np.float64) - exact)
+    scale = float(np.linalg.norm(exact[np.isfinite(exact)]))
+    return float(np.linalg.norm(difference)) / max(scale, 1e-30)

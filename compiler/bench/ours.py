@@ -4,55 +4,102 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from wattune.compiler.bench.case import Case, Setup, Unavailable, relative_error, rotate
-from wattune.ops import operator
+from wattune.compiler.bench.case import Case, Setup, Unavailable, relative_error
+from wattune.compiler.bench.rotation import rotate
+from wattune.ops import Argument, Tolerance, operator
+from wattune.ops.operator import Array
 
 
 class Ours(Case):
-    """A kernel of an exported library; the output is given, so that nothing is allocated."""
+    """A kernel of an exported library; the outputs are given, so that nothing is allocated.
+
+    The packed weight and the states rotate: they are what a step of decoding finds in memory.
+    """
 
     def __init__(self, setup: Setup) -> None:
-        """Load the library, pack the weights and copy them over the footprint."""
+        """Load the library, pack the weights, and copy what rotates over the footprint."""
         if not setup.library:
             raise Unavailable("no library was compiled")
         # tvm_ffi imports torch where it is installed; a deployment need not have it.
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
         from wattune.compiler.library import load
 
-        problem, op = setup.problem, operator(setup.problem.operator)
-        arguments = op.arguments(problem)
-        self.kernel: Any = getattr(load(setup.library), problem.operator)
+        self.problem, self.expected = setup.problem, setup.expected
+        arguments = operator(setup.problem.operator).arguments(setup.problem)
+        self.kernel: Any = getattr(load(setup.library), setup.problem.operator)
+        given = _by_role(arguments, setup.inputs)
+        self.out = {
+            a.name: np.zeros_like(setup.expected[a.name]) for a in arguments if a.role == "output"
+        }
+        results = tuple(self.out.values())
+        self.inputs: dict[str, Array] = given["input"]
+        self.results = results[0] if len(results) == 1 else results
+        self.sets = self._sets(setup, arguments, given["state"])
+        self.copies = len(self.sets)
+
+    def _sets(
+        self, setup: Setup, arguments: tuple[Argument, ...], states: Mapping[str, Array]
+    ) -> list[tuple[list[Any], dict[str, Array]]]:
+        """Return what each copy is called with: packed data, and states by name."""
         sources = {
             a.source.name: setup.inputs[a.source.name]
             for a in arguments
             if a.role == "packed" and a.source is not None
         }
+        if not sources:
+            self.moved = setup.moved
+            return [([], views) for views in rotate(states, setup.footprint, self.moved)]
         packed = self.kernel.pack(**sources)
+        others = (*self.inputs.values(), *self.out.values())
+        self.moved = packed.nbytes + sum(array.nbytes for array in others)
         # The weights rotate; a scale is a few bytes.
         weight = max(packed.data, key=lambda name: packed.data[name].nbytes)
-        views = rotate(packed.data[weight].view(np.uint8).reshape(-1), setup.footprint)
-        self.packed = [
-            dataclasses.replace(packed, data={**packed.data, weight: view}) for view in views
-        ]
-        self.copies = len(views)
-        self.inputs = {a.name: setup.inputs[a.name] for a in arguments if a.role == "input"}
-        self.expected = op.reference(problem, setup.inputs)["y"]
-        self.tolerance = op.tolerance(problem, "y").rtol
-        self.y = np.zeros_like(self.expected)
-        inputs = sum(value.nbytes for value in self.inputs.values())
-        self.moved = int(packed.nbytes + inputs + self.y.nbytes)
-        self.x = self.inputs.pop("x")
+        views = rotate({weight: packed.data[weight]}, setup.footprint, self.moved)
+        return [([dataclasses.replace(packed, data={**packed.data, **v})], {}) for v in views]
 
     def call(self, copy: int) -> object:
         """Call the kernel."""
-        return self.kernel(self.x, self.packed[copy], out=self.y, **self.inputs)
+        packed, states = self.sets[copy]
+        return self.kernel(*packed, out=self.results, **states, **self.inputs)
 
     def error(self) -> float:
-        """Compare with the reference; sums are exact."""
-        self.y[:] = 0
+        """Compare outputs and updated states; the worst of them counts."""
+        for array in self.out.values():
+            array[...] = 0
         self.call(0)
-        return relative_error(self.y, self.expected)
+        op, worst = operator(self.problem.operator), (0.0, 0.0)
+        for name, expected in self.expected.items():
+            found = self.out[name] if name in self.out else self.sets[0][1][name]
+            distance = 0.0 if _same(found, expected) else relative_error(found, expected)
+            allowed = _allowed(op.tolerance(self.problem, name), expected)
+            worst = max(worst, (distance, allowed), key=lambda pair: pair[0] - pair[1])
+        error, self.tolerance = worst
+        return error
+
+
+def _by_role(
+    arguments: tuple[Argument, ...], inputs: Mapping[str, Array]
+) -> dict[str, dict[str, Array]]:
+    return {
+        role: {a.name: inputs[a.name] for a in arguments if a.role == role}
+        for role in ("input", "state")
+    }
+
+
+def _allowed(tolerance: Tolerance, expected: Array) -> float:
+    """Return what an element's tolerance makes of the norm."""
+    finite = expected[np.isfinite(expected)].astype(np.float64)
+    scale = float(np.linalg.norm(finite)) / max(1, finite.size) ** 0.5
+    return float(tolerance.rtol + tolerance.atol / max(scale, 1e-30))
+
+
+def _same(found: Array, expected: Array) -> bool:
+    """Say whether the bytes are the same, whatever they mean."""
+    return found.nbytes == expected.nbytes and bool(
+        np.array_equal(found.reshape(-1).view(np.uint8), expected.reshape(-1).view(np.uint8))
+    )

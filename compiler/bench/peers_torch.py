@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wattune.compiler.bench.case import Bytes, Case, Setup, Unavailable, relative_error, rotate
+from wattune.compiler.bench.case import Case, Setup, Unavailable, relative_error
+from wattune.compiler.bench.rotation import rotate
 from wattune.compiler.bench.ternary import TernaryData
 
 INT4_GROUP = 128
 INT4_ZERO = 8
 
 
-def _torch(threads: int) -> Any:
+def load_torch(threads: int) -> Any:
+    """Return torch, with this many threads and without gradients."""
     try:
         import torch
     except ImportError:
@@ -27,11 +29,12 @@ def _torch(threads: int) -> Any:
 class TorchCase(Case):
     """A torch function of x and a weight that is rotated over copies."""
 
-    def __init__(self, torch: Any, x: Any, weight: Bytes, footprint: int) -> None:
+    def __init__(self, torch: Any, x: Any, weight: NDArray[np.uint8], footprint: int) -> None:
         """Copy the weight's bytes over the footprint."""
         self.torch = torch
         self.x = x
-        self.views = [torch.from_numpy(view) for view in rotate(weight, footprint)]
+        sets = rotate({"weight": weight}, footprint, weight.nbytes)
+        self.views = [torch.from_numpy(views["weight"]) for views in sets]
         self.copies = len(self.views)
 
     def compare(self, y: Any, expected: NDArray[Any]) -> float:
@@ -47,7 +50,7 @@ class Linear(TorchCase):
 
     def __init__(self, setup: Setup, dtype: str) -> None:
         """Prepare x and W in ``dtype``."""
-        torch = _torch(setup.threads)
+        torch = load_torch(setup.threads)
         self.data = TernaryData.make(setup)
         kind = getattr(torch, dtype)
         weight = torch.from_numpy(self.data.dense).to(kind)
@@ -71,7 +74,7 @@ class IntMm(TorchCase):
 
     def __init__(self, setup: Setup) -> None:
         """Prepare q and W."""
-        torch = _torch(setup.threads)
+        torch = load_torch(setup.threads)
         self.data = TernaryData.make(setup)
         x = torch.from_numpy(np.ascontiguousarray(self.data.q))
         weight = self.data.weights.view(np.uint8).reshape(-1)
@@ -95,7 +98,7 @@ class Int4(TorchCase):
 
     def __init__(self, setup: Setup) -> None:
         """Pack weight + 8 as int4 with the scale of each group and a zero point of 0."""
-        torch = _torch(setup.threads)
+        torch = load_torch(setup.threads)
         self.data = TernaryData.make(setup)
         out, inside = self.data.weights.shape
         if inside % INT4_GROUP or out % 16:

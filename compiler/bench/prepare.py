@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from wattune.compiler.bench.implementations import companions
 from wattune.compiler.database import Database
 from wattune.compiler.library.choose import verify
 from wattune.compiler.library.package import build
@@ -13,12 +14,19 @@ from wattune.compiler.objective import parse_objective
 from wattune.compiler.search.groups import weights_of
 from wattune.compiler.search.standings import eligible
 from wattune.compiler.select import select_from
+from wattune.errors import WattuneError
 from wattune.ops import Problem
 from wattune.schedules.candidate import Record
 from wattune.schedules.host import fingerprint
 from wattune.schedules.target import Target
 
 Records = Mapping[Problem, Sequence[Record]]
+
+
+def with_companions(problems: Sequence[Problem]) -> list[Problem]:
+    """Return the problems and, after them, our own ones that are measured beside them."""
+    others = [other for problem in problems for other in companions(problem).values()]
+    return list(dict.fromkeys([*problems, *others]))
 
 
 def usable_records(
@@ -58,3 +66,23 @@ def export_best(
         path = library.export(folder / f"kernels{number}.so")
         paths.update(dict.fromkeys(part, path))
     return paths
+
+
+def export_companions(
+    problems: Sequence[Problem],
+    target: Target,
+    records: Records,
+    folder: Path,
+    paths: dict[Problem, Path],
+    notes: list[str],
+) -> None:
+    """Export the companions that are not among the problems; what has no kernels leaves a note."""
+    for problem in with_companions(problems):
+        if problem in paths:
+            continue
+        part = folder / f"companion{len(paths)}"
+        part.mkdir()
+        try:
+            paths.update(export_best([problem], target, records, part))
+        except WattuneError as error:
+            notes.append(f"{problem} is not measured beside the others: {error}")

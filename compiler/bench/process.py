@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,10 @@ from typing import Any
 
 from wattune.compiler.measure.affinity import openmp_environment
 from wattune.errors import MeasureError
+
+# A setup may compile (flex_attention: 15 s) and converts caches of gigabytes.
+READY_SECONDS = 300.0
+ROUND_SECONDS = 120.0
 
 
 class BenchProcess:
@@ -34,12 +39,12 @@ class BenchProcess:
 
     def ready(self) -> dict[str, Any]:
         """Return the answer to the setup: ``moved`` and ``copies``, or ``unavailable``."""
-        return self._receive()
+        return self._receive(READY_SECONDS)
 
     def round(self, seconds: float) -> list[float]:
         """Run one round; return the seconds of each call."""
         self._send({"seconds": seconds})
-        runs: list[float] = self._receive()["runs"]
+        runs: list[float] = self._receive(ROUND_SECONDS)["runs"]
         return runs
 
     def close(self) -> None:
@@ -63,8 +68,12 @@ class BenchProcess:
         except BrokenPipeError:
             raise self._died() from None
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self, seconds: float) -> dict[str, Any]:
+        """Return the answer to what was sent last; every request has one line."""
         assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], seconds)[0]:
+            self.process.kill()
+            raise MeasureError("timeout", f"{self.name}: no answer in {seconds:g} s")
         line = self.process.stdout.readline()
         if not line:
             raise self._died()

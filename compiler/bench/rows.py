@@ -16,8 +16,9 @@ class Row:
     """One implementation of one problem.
 
     ``seconds`` has the median and the least of all calls; ``gops`` and ``gbps`` follow from the
-    median, the latter from the bytes that this implementation must move. ``limit`` is the least
-    time in seconds that the machine's limits, measured in the same run, allow it.
+    median, the latter from the bytes that the problem must move: of packed weights those of the
+    implementation's own format, else the same for all. ``limit`` is the least time in seconds that
+    the machine's limits, measured in the same run, allow.
     """
 
     operator: str
@@ -44,7 +45,7 @@ class Ceiling:
     gops: float
 
     def seconds(self, moved: int, operations: int) -> float:
-        """Return the least time for so many bytes and operations."""
+        """Return the least time for so many bytes and integer operations."""
         return max(moved / (self.gbps * 1e9), operations / (self.gops * 1e9))
 
 
@@ -76,8 +77,10 @@ def make_row(
 ) -> Row:
     """Build a row from the seconds of each call and the bytes that one call moves."""
     middle = median(runs)
-    operations = operator(problem.operator).work(problem).operations
-    limit = ceiling.seconds(moved, operations)
+    work = operator(problem.operator).work(problem)
+    operations = work.operations
+    # How fast floats could be at best depends on roundings that the problem leaves open.
+    limit = ceiling.seconds(moved, operations if work.integer else 0)
     return Row(
         operator=problem.operator,
         problem=problem.to_json(),

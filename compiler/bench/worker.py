@@ -10,24 +10,30 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-
 from wattune.compiler.bench.case import Case, Setup, Unavailable
-from wattune.compiler.bench.implementations import make_case
-from wattune.ops import operator, problem_from_json
+from wattune.compiler.bench.data import load
+from wattune.compiler.bench.implementations import maker_of
+from wattune.ops import problem_from_json
 
 # Calls of a round that are not counted: caches, page tables and thread pools come to rest.
 WARM_CALLS = 3
+LEAST_CALLS = 3
+# Times the seconds of a round: after these one call is enough.
+MOST = 5
 
 
 def prepare(spec: dict[str, Any]) -> Case:
     """Build the implementation that the setup names."""
     problem = problem_from_json(spec["problem"])
-    inputs = operator(problem.operator).make_inputs(problem, np.random.default_rng(spec["seed"]))
-    setup = Setup(problem, inputs, spec["threads"], spec["footprint"], spec["library"])
-    return make_case(problem.operator, spec["implementation"], setup)
+    make = maker_of(problem.operator, spec["implementation"])
+    data = load(Path(spec["data"]))
+    setup = Setup(
+        problem, data.inputs, data.expected, spec["threads"], spec["footprint"], spec["library"]
+    )
+    return make(setup)
 
 
 def answer_setup(spec: dict[str, Any]) -> tuple[Case | None, dict[str, Any]]:
@@ -44,18 +50,25 @@ def answer_setup(spec: dict[str, Any]) -> tuple[Case | None, dict[str, Any]]:
 
 
 def measure_round(case: Case, first: int, seconds: float) -> list[float]:
-    """Call for so many seconds, going on with copy ``first``; return the seconds of each call."""
+    """Call for so many seconds, going on with copy ``first``; return the seconds of each call.
+
+    Calls that take longer than that need little warming, and one of them is a round.
+    """
     found: list[float] = []
     copy, counted = first, -WARM_CALLS
-    end = time.perf_counter() + seconds
-    while counted < 3 or time.perf_counter() < end:
+    begin = time.perf_counter()
+    while True:
         start = time.perf_counter()
         case.call(copy % case.copies)
         stop = time.perf_counter()
-        if counted >= 0:
-            found.append(stop - start)
-        copy, counted = copy + 1, counted + 1
-    return found
+        copy += 1
+        if counted < 0:
+            counted = counted + 1 if stop - begin < seconds else 0
+            continue
+        found.append(stop - start)
+        passed = stop - begin
+        if passed > seconds and len(found) >= (LEAST_CALLS if passed < MOST * seconds else 1):
+            return found
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
@@ -71,6 +84,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     copy = 0
     for line in requests:
         runs = measure_round(case, copy, json.loads(line)["seconds"])
+        # Whatever was called to warm up is not called first again.
         copy += len(runs) + WARM_CALLS
         answer({"runs": runs})
 

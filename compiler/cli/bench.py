@@ -24,8 +24,19 @@ from wattune.schedules.target import Target
 
 @click.command("bench")
 @click.argument("operator_name", metavar="OPERATOR")
-@click.option("--shapes", required=True, help="Shapes, for ternary_gemm TOKENSxOUTxIN,...")
-@click.option("--field", "fields", multiple=True, help="A field of all problems, as dtype=int8.")
+@click.option(
+    "--shapes",
+    required=True,
+    help="SHAPE,... as the operator writes it: TOKENSxOUTxIN for ternary_gemm, "
+    "BATCHxCONTEXTxQUERY_HEADSxKV_HEADSxHEAD_DIM for decode_attention; a wrong one says what is "
+    "right.",
+)
+@click.option(
+    "--field",
+    "fields",
+    multiple=True,
+    help="A field of all problems, as dtype=int8, window=128, soft_cap=30.0 or sinks=true.",
+)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--mode", type=click.Choice(["cold", "hot"]), default="cold", show_default=True)
 @click.option(
@@ -52,9 +63,11 @@ def bench_command(
     json_file: str | None,
 ) -> int:
     """Measure OPERATOR's exported kernels beside torch and ggml, each in a process of its own."""
+    from wattune.compiler.bench.prepare import with_companions
+
     problems = _problems(operator_name, shapes, fields)
     target = Target.native(threads)
-    _tune_missing(problems, target, database, mode, minutes)
+    _tune_missing(with_companions(problems), target, database, mode, minutes)
     result = _measure(problems, target, database, mode, rounds, shared_layout)
     if json_file:
         write_json(result.to_json(), json_file)
@@ -71,15 +84,31 @@ def _problems(operator_name: str, shapes: str, fields: Sequence[str]) -> list[Pr
     for name in values:
         if name not in allowed:
             raise UnknownNameError(f"field of {operator_name}", name, allowed)
-    return [op.parse_shape(shape, **values) for shape in shapes.split(",")]
+    try:
+        return [op.parse_shape(shape, **values) for shape in shapes.split(",")]
+    except TypeError as error:
+        # Shapes of some operators hold sizes that have a default too.
+        raise ProblemError(f"{operator_name}: {error}; is a field part of the shape?") from error
 
 
 def _field(text: str) -> tuple[str, Any]:
-    """Read ``NAME=VALUE``; a value of digits is a number."""
+    """Read ``NAME=VALUE``."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ProblemError(f"field {text!r}; allowed: NAME=VALUE, for example dtype=int8")
-    return name, int(value) if value.isdigit() else value
+    return name, _value(value)
+
+
+def _value(text: str) -> Any:
+    """Read true or false, an integer, a number, or else a word."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _tune_missing(
@@ -107,7 +136,12 @@ def _measure(
     """Export our kernels and measure all implementations of every problem."""
     from wattune.compiler.bench.ceilings import Ceilings
     from wattune.compiler.bench.machine import describe_machine
-    from wattune.compiler.bench.prepare import export_best, usable_records
+    from wattune.compiler.bench.prepare import (
+        export_best,
+        export_companions,
+        usable_records,
+        with_companions,
+    )
     from wattune.compiler.bench.run import Settings, footprint, measure_problem
 
     machine = describe_machine(target)
@@ -118,14 +152,15 @@ def _measure(
         tempfile.TemporaryDirectory(prefix="wattune-bench-") as folder,
         Bar("measuring", len(problems) * rounds) as bar,
     ):
-        records = usable_records(problems, target, database, mode)
+        records = usable_records(with_companions(problems), target, database, mode)
         bar.update(0, "compiling")
         paths = export_best(problems, target, records, Path(folder), shared_layout)
+        export_companions(problems, target, records, Path(folder), paths, notes)
         ceilings = Ceilings(target)
         for number, problem in enumerate(problems):
             rows += measure_problem(
                 problem,
-                paths[problem],
+                paths,
                 settings,
                 ceilings.at,
                 notes,

@@ -36,7 +36,7 @@ def test_rounds_in_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(footprint)
         return Ceiling(1, 1)
 
-    rows = run.measure_problem(PROBLEM, None, settings, ceiling, notes)
+    rows = run.measure_problem(PROBLEM, {}, settings, ceiling, notes)
     assert [row.implementation for row in rows] == list(names[1:])
     assert all(row.seconds["min"] > 0 for row in rows)
     assert all(footprint >= 1 << 20 for footprint in seen), "the limit is that of the rotation"
@@ -49,8 +49,8 @@ def test_a_process_that_dies_is_told() -> None:
         "problem": PROBLEM.to_json(),
         "threads": 1,
         "footprint": 0,
+        "data": "none",
         "library": "",
-        "seed": 0,
     }
     process = BenchProcess(spec, [0])
     with pytest.raises(MeasureError, match=r"another.*allowed:.*torch_int_mm"):
