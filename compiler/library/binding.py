@@ -93,6 +93,8 @@ def _allocator(operator: str, variant: Variant, given: Given) -> Allocate:
     }
     if missing := [d for a in outputs for d in a.shape if isinstance(d, str) and d not in sizes]:
         return _refusal(f"{operator}: give out=, as no other tensor has the size {missing[0]}")
+    if not outputs:
+        return lambda tensors: None
     like = next(iter(given.tensors.values()))
     makers = []
     for argument in outputs:

@@ -97,7 +97,7 @@ class Entry:
                 raise ArgumentError(f"{self.name}: an input has too few dimensions") from None
         if binding.output is not None:
             args[binding.output] = out
-        else:
+        elif out is not None:
             self._set_outputs(args, binding.outputs, out)
         if workspace is not None and binding.workspace is not None:
             args[binding.workspace] = workspace

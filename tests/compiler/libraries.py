@@ -17,6 +17,8 @@ from wattune.compiler.library.package import build, compile
 from wattune.ops import Problem, TernaryGemm, operator
 from wattune.ops.block_sparse_decode_attention import BlockSparseDecodeAttention
 from wattune.ops.decode_attention import DecodeAttention
+from wattune.ops.kv_cache_append import KVCacheAppend
+from wattune.ops.merge_states import MergeStates
 from wattune.ops.rectify_attention import RectifyAttention
 from wattune.schedules.target import Target
 
@@ -58,7 +60,11 @@ ATTENTION: tuple[Problem, ...] = (
         3, 64, 8, 2, 64, value_dim=32, max_blocks=3, block_size=16, query_tokens=2
     ),
     RectifyAttention(3, 64, 8, 2, 64, value_dim=32, query_tokens=4),
+    # Into the caches of DENSE, and of the paged one.
+    KVCacheAppend(3, 64, 2, 64, value_dim=32, query_tokens=2),
+    KVCacheAppend(3, 64, 2, 64, query_tokens=4, dtype="float32", layout="NHD", page_size=8),
 )
+MERGE = MergeStates(3, 4, 8, 32)
 
 _folder = tempfile.TemporaryDirectory(prefix="wattune-tests-")
 
@@ -78,7 +84,7 @@ def exported_attention() -> Path:
     """
     folder = Path(_folder.name) / "attention"
     folder.mkdir()
-    return compile(ATTENTION, Target.native(threads=1)).export(folder / "kernels.so")
+    return compile((*ATTENTION, MERGE), Target.native(threads=1)).export(folder / "kernels.so")
 
 
 def attend(kernels: Kernels, problem: Problem, inputs: dict[str, Any], **more: Any) -> Any:

@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.compiler.libraries import ATTENTION, DENSE, attend, exported_attention
+from tests.compiler.libraries import ATTENTION, DENSE, MERGE, attend, exported_attention
 from tests.schedules.kernels import assert_matches
 
 from wattune.compiler.library.loader import Kernels, load
 from wattune.errors import ArgumentError
 from wattune.ops import Problem, operator
 from wattune.ops.decode_attention import DecodeAttention
+from wattune.ops.kv_cache_append import KVCacheAppend
 
 Inputs = dict[str, Any]
 (PAGED,) = (p for p in ATTENTION if isinstance(p, DecodeAttention) and p.page_size)
 (SPARSE,) = (p for p in ATTENTION if p.operator == "block_sparse_decode_attention")
+(APPEND, PAGED_APPEND) = (p for p in ATTENTION if isinstance(p, KVCacheAppend))
 (RECTIFY,) = (p for p in ATTENTION if p.operator == "rectify_attention")
 
 
@@ -59,6 +61,13 @@ def test_more_blocks_than_the_bucket(kernels: Kernels) -> None:
     check(kernels, *draw(SPARSE, 2, 200, max_blocks=9))
 
 
+@pytest.mark.parametrize("tokens", [1, 3, 8])
+def test_merged_states(kernels: Kernels, tokens: int) -> None:
+    problem = replace(MERGE, tokens=tokens)
+    rng = np.random.default_rng(0)
+    check(kernels, problem, operator("merge_states").verification_inputs(problem, rng))
+
+
 @pytest.mark.parametrize("problem", (DENSE, PAGED, SPARSE), ids=str)
 def test_nothing_to_attend_to(kernels: Kernels, problem: Any) -> None:
     sized, inputs = draw(problem)
@@ -97,14 +106,43 @@ def test_window_or_not_must_be_said(kernels: Kernels) -> None:
         kernels.decode_attention(*tensors, window=17)
 
 
-def test_caches_are_not_copied(kernels: Kernels) -> None:
+@pytest.mark.parametrize("problem", (RECTIFY, APPEND), ids=str)
+def test_caches_are_not_copied(kernels: Kernels, problem: Any) -> None:
     """Of numpy's bfloat16 too: rows are written where the caller has them."""
-    sized, inputs = draw(RECTIFY)
-    assert inputs["k_cache"].dtype.name == "bfloat16"
-    address, before = inputs["k_cache"].ctypes.data, inputs["k_cache"].copy()
+    sized, inputs = draw(problem)
+    cache = inputs["k_cache"]
+    before = cache.copy()
+    assert cache.dtype.name == "bfloat16"
     attend(kernels, sized, inputs)
-    assert inputs["k_cache"].ctypes.data == address
-    assert inputs["k_cache"].tobytes() != before.tobytes()
+    assert inputs["k_cache"] is cache and cache.tobytes() != before.tobytes()
+    # A view that cannot be written to as it is.
+    inputs["v_cache"] = inputs["v_cache"][..., ::-1]
+    with pytest.raises(ArgumentError, match=r"v_cache is not contiguous.*a state is never copied"):
+        attend(kernels, sized, inputs)
+    inputs["v_cache"] = np.ascontiguousarray(inputs["v_cache"])
+    inputs["k_cache"].flags.writeable = False
+    with pytest.raises(ArgumentError, match="k_cache cannot be passed to a kernel: it is read"):
+        attend(kernels, sized, inputs)
+
+
+@pytest.mark.parametrize(("append", "problem"), [(APPEND, DENSE), (PAGED_APPEND, PAGED)], ids=str)
+def test_append_then_attend(kernels: Kernels, append: Any, problem: Any) -> None:
+    """A decode loop from empty caches: what was appended is what is attended to."""
+    sized, new = draw(append, 3, 40)
+    _, inputs = draw(problem, 3, 40)
+    caches = {name: np.zeros_like(inputs[name]) for name in ("k_cache", "v_cache")}
+    steps = append.query_tokens
+    for length in range(steps, 40, 9 * steps):
+        lengths = np.array([length, length, 0], np.int32)
+        rng = np.random.default_rng(length)
+        for name in ("k", "v"):
+            new[name] = rng.standard_normal(new[name].shape).astype(new[name].dtype)
+        pages = {k: inputs[k] for k in ("page_table",) if k in inputs}
+        shared = {**caches, **pages, "seq_lens": lengths}
+        assert attend(kernels, sized, {**new, **shared}) is None
+        check(kernels, replace(problem, batch=3, context=40), {**inputs, **shared})
+    rows = caches["k_cache"].any(-1).sum()
+    assert rows == 2 * 2 * steps * len(range(steps, 40, 9 * steps))
 
 
 def put(name: str, index: Any, value: int) -> Callable[[Inputs], None]:
@@ -172,6 +210,21 @@ BAD: dict[str, tuple[Any, Callable[[Inputs], None], str]] = {
         DENSE,
         swap("v_cache", lambda a: a[:, :, :63].copy()),
         r"v_cache has shape .* with batch 3 with capacity 64",
+    ),
+    "append beyond the pages": (
+        PAGED_APPEND,
+        put("seq_lens", 2, 66),
+        r"kv_cache_append: seq_lens\[2\] is 66; allowed: 0 to 64 \(max_pages is 8\)",
+    ),
+    "append to a freed page": (
+        PAGED_APPEND,
+        put("page_table", (2, 0), -1),
+        r"page_table\[2, 0\] is -1; allowed: 0 to 23",
+    ),
+    "append over its own rows": (
+        APPEND,
+        lambda inputs: inputs.update(k=inputs["k_cache"].reshape(-1)[:768].reshape(3, 2, 2, 64)),
+        "k_cache overlaps k; expected memory of its own",
     ),
     "dtype of lengths": (
         DENSE,

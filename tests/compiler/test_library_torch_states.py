@@ -143,6 +143,8 @@ def test_attention_in_a_graph(problem: Any) -> None:
 
 
 def _tuple(result: Any) -> Any:
+    if result is None:
+        return ()
     return result if isinstance(result, tuple) else (result,)
 
 
