@@ -26,7 +26,7 @@ class AttnGateCompressVector(VectorTemplate):
         knobs = (
             lanes_knob(target),
             Knob("vectors", (4, 8, 16), 8),
-            Knob("pooled", (2, 4, 8), 4),
+            Knob("pooled", (2, 4, 8), 8),
         )
         return Space(self.name, knobs)
 

@@ -49,13 +49,14 @@ class BlockMinmaxVector(VectorTemplate):
         return problem.head_dim % ROW == 0
 
     def space(self, problem: BlockMinmax, target: Target) -> Space:
-        """Knobs: lanes, blocks a task, vectors of a row that are bounded at once."""
-        rows = problem.batch * (problem.kv_heads if problem.layout == "HND" else 1)
+        """Knobs: lanes, blocks a task, vectors of a row at once, blocks that keys are asked for."""
+        rows = problem.batch * problem.kv_heads // heads_beside(problem)
         blocks = changed_blocks(problem) or block_count(problem.context, problem.block_size)
         knobs = (
             lanes_knob(target),
             range_knob(rows, blocks, target.threads),
             Knob("columns", (2, 4, 8), 4),
+            Knob("ahead", (0, 1, 2, 4), 1),
         )
         return Space(self.name, knobs)
 
@@ -67,8 +68,8 @@ class BlockMinmaxVector(VectorTemplate):
         lanes = int(values["lanes"]) * 32 // bits
         while problem.head_dim % lanes:
             lanes //= 2
-        grain, columns = int(values["grain"]), int(values["columns"])
-        return Kernel(problem, target.threads, bits, lanes, grain, columns).emit
+        grain, columns, ahead = (int(values[name]) for name in ("grain", "columns", "ahead"))
+        return Kernel(problem, target.threads, bits, lanes, grain, columns, ahead).emit
 
     def counts(self, problem: BlockMinmax, target: Target, values: Mapping[str, Value]) -> Counts:
         """Count a load, two operations of order and two comparisons a vector."""
@@ -95,9 +96,18 @@ def changed_blocks(problem: BlockMinmax) -> int:
     return (problem.query_tokens + problem.block_size - 2) // problem.block_size + 1
 
 
+def heads_beside(problem: BlockMinmax) -> int:
+    """Return how many heads' keys of a block lie near each other: all but in one long row."""
+    return problem.kv_heads if problem.layout == "NHD" or problem.page_size else 1
+
+
 @dataclass(frozen=True)
 class Kernel:
-    """Emits one kernel; ``lanes`` of ``bits`` bits, ``columns`` vectors at once."""
+    """Emits one kernel; ``lanes`` of ``bits`` bits, ``columns`` vectors at once.
+
+    Keys are asked for ``ahead`` blocks before they are read: a block is often a page of memory, at
+    whose end prefetchers stop.
+    """
 
     problem: BlockMinmax
     threads: int
@@ -105,11 +115,12 @@ class Kernel:
     lanes: int
     grain: int
     columns: int
+    ahead: int
 
     def emit(self, tensors: Tensors) -> None:
         """Bound every changed block; heads that lie beside each other are done together."""
         problem = self.problem
-        beside = 1 if problem.layout == "HND" else problem.kv_heads
+        beside = heads_beside(problem)
         apart = problem.kv_heads // beside
         slots = T.cast(tensors.sizes[SLOTS], "int32")
         ranges = T.bind(ceildiv(changed_blocks(problem) or slots, self.grain))
@@ -132,6 +143,10 @@ class Kernel:
                 start = block * problem.block_size
                 tokens = T.bind(T.min(length - start, problem.block_size))
                 find = rows.within_block(request, head, start)
+                if self.ahead:
+                    last = (first + count - 1) * problem.block_size
+                    later = T.bind(T.min(start + self.ahead * problem.block_size, last))
+                    self._ask(keys, rows.within_block(request, head, later), length - later)
                 self._block(keys, bounds, find, tokens, T.bind(slot * problem.head_dim))
 
         spread(self.threads, tensors.sizes["batch"] * apart * ranges, task)
@@ -139,6 +154,13 @@ class Kernel:
     @property
     def _dtype(self) -> str:
         return f"int{self.bits}"
+
+    def _ask(self, keys: Any, find: Any, tokens: Any) -> None:
+        """Prefetch the keys of a block."""
+        with T.serial(T.min(tokens, self.problem.block_size)) as token:
+            start = T.bind(find(token))
+            for place in range(0, self.problem.head_dim, vector.BYTES * 8 // self.bits):
+                vector.prefetch(keys, start + place)
 
     def _block(self, keys: Any, bounds: list[Any], find: Any, tokens: Any, slot: Any) -> None:
         """Bound ``tokens`` keys, which ``find`` places, and write the bounds at ``slot``."""
