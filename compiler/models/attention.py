@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from wattune.compiler.models.layers import AttentionShape, LayerProblem, Model
@@ -13,6 +14,14 @@ from wattune.errors import UnknownNameError
 from wattune.ops import Problem, operator
 
 Parts = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """The value of a field that has another name among the facts."""
+
+    name: str
+
 
 _DENSE: Parts = {"decode_attention": {}, "kv_cache_append": {}}
 
@@ -30,7 +39,14 @@ KINDS: Mapping[str, Parts] = {
         "block_sparse_decode_attention": {},
         "block_minmax": {},
         "block_score": {},
-        "select_blocks": {"rule": "fraction"},
+        # One list for all tokens of a step: their mean query is scored. The lists are as long for
+        # short contexts as for the longest.
+        "select_blocks": {
+            "method": "fraction",
+            "fraction": Fact("keep"),
+            "query_tokens": 0,
+            "max_blocks": Fact("most_blocks"),
+        },
         "kv_cache_append": {},
     },
     # Few layers select; the others attend to what those have selected.
@@ -53,9 +69,12 @@ def attention_problems(model: Model, step: Step) -> list[LayerProblem]:
     for name, shape in model.attention.items():
         layers.setdefault(shape, []).append(name)
     found: dict[Problem, LayerProblem] = {}
-    for (batch, context), weight in step.requests(model.most_context).items():
+    requests = step.requests(model.most_context)
+    longest = max(context for _, context in requests)
+    for (batch, context), weight in requests.items():
+        sizes = {"batch": batch, "context": context, "most_blocks": step.blocks(longest)}
         for shape, names in layers.items():
-            facts = _facts(model, step, shape, batch, context)
+            facts = _facts(model, step, shape, sizes)
             for problem in _problems(facts, _parts(step.attention, shape)):
                 # Layers that attend differently may append alike.
                 known = found[problem].layer_names if problem in found else ()
@@ -70,20 +89,20 @@ def _parts(kind: str, shape: AttentionShape) -> Parts:
 
 
 def _facts(
-    model: Model, step: Step, shape: AttentionShape, batch: int, context: int
+    model: Model, step: Step, shape: AttentionShape, sizes: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return all that is known of a layer, under the names that problems' fields have."""
     return {
         **dataclasses.asdict(shape),
-        "batch": batch,
-        "context": context,
+        **sizes,
         "query_tokens": step.query_tokens,
         "dtype": model.dtype,
         "layout": step.layout,
         "page_size": step.page_size,
         "block_size": step.block_size,
-        "max_blocks": step.blocks(context),
-        "max_tokens": math.ceil(step.keep * context),
+        "keep": step.keep,
+        "max_blocks": step.blocks(sizes["context"]),
+        "max_tokens": math.ceil(step.keep * sizes["context"]),
     }
 
 
@@ -92,7 +111,8 @@ def _problems(facts: Mapping[str, Any], parts: Parts) -> list[Problem]:
     found = []
     for name, decided in parts.items():
         op = operator(name)
-        known = {**facts, **decided}
+        chosen = {k: facts[v.name] if isinstance(v, Fact) else v for k, v in decided.items()}
+        known = {**facts, **chosen}
         names = [field.name for field in dataclasses.fields(op.problem) if field.name in known]
         found.append(op.problem(**{name: known[name] for name in names}))
     return found

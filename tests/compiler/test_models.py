@@ -16,7 +16,7 @@ from wattune.compiler.models import (
     tokens_of,
 )
 from wattune.errors import ModelError, UnknownNameError, WattuneError
-from wattune.ops import DecodeAttention, KVCacheAppend, RectifyAttention, TernaryGemm
+from wattune.ops import DecodeAttention, KVCacheAppend, RectifyAttention, SelectBlocks, TernaryGemm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE = EXAMPLES / "bitnet-b1.58-2b.json"
@@ -180,6 +180,16 @@ def test_buckets_of_batches_and_contexts() -> None:
     ("kind", "names"),
     [
         ("dense", ["decode_attention", "kv_cache_append"]),
+        (
+            "block_sparse",
+            [
+                "block_sparse_decode_attention",
+                "block_minmax",
+                "block_score",
+                "select_blocks",
+                "kv_cache_append",
+            ],
+        ),
         ("token_sparse", ["token_sparse_decode_attention", "kv_cache_append"]),
         ("int4", ["quantized_decode_attention", "quantized_kv_cache_append"]),
         ("none", []),
@@ -194,9 +204,25 @@ def test_kinds_of_attention(kind: str, names: list[str]) -> None:
     assert narrow == (["decode_attention", "kv_cache_append"] if names else [])
     if kind == "token_sparse":
         assert wide[0].sizes["max_tokens"] == 8192
+    if kind == "block_sparse":
+        assert {p.to_json().get("max_blocks", 128) for p in wide} == {128}
+        assert {p.to_json().get("block_size", 64) for p in wide} == {64}
+        assert [p.fraction for p in wide if isinstance(p, SelectBlocks)] == [0.25]
     if kind == "int4":
         assert {problem.to_json()["format"] for problem in wide} == {"int4"}
         assert wide[0].sizes["max_blocks"] == 0
+
+
+def test_selected_lists_are_as_long_for_every_context() -> None:
+    step = Step(context={640: 0.5, 6400: 0.5}, query_tokens=4, attention="block_sparse")
+    layers = problems_from_config(EXAMPLES / "llama-3.1-8b.json", step=step)
+    select = [layer for layer in layers if isinstance(layer.problem, SelectBlocks)]
+    assert [layer.problem.to_json()["max_blocks"] for layer in select] == [10, 10]
+    # One list serves all four tokens of a step.
+    assert {(layer.problem.to_json()["query_tokens"], layer.tokens) for layer in select} == {(0, 4)}
+    assert len({layer.problem.static_key for layer in layers}) == len(layers) / 2
+    attend = [p.problem.sizes for p in layers if "max_blocks" in p.problem.runtime]
+    assert [sizes["max_blocks"] for sizes in attend] == [1, 10]
 
 
 @pytest.mark.parametrize(
