@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 # With minutes alone, trials must not end the tune.
 ANY_TRIALS = 1_000_000
+# Layouts whose times differ by less are said to be equally fast: best schedules of two problems
+# are not measured side by side.
+CLEARLY = 1.03
 
 
 @click.command("tune")
@@ -151,10 +154,13 @@ def _verdict(comparison: Comparison) -> str:
         missing = ", ".join(name for name in comparison.reports if name not in figures)
         return f"no figure for caches in layout {missing}: more trials are needed"
     shown = ", ".join(f"{layout} {value:.4g}" for layout, value in figures.items())
-    return (
-        f"layout {comparison.fastest} is faster for this model, {comparison.speedup:.3g}x: "
-        f"milliseconds per token of what reads or writes caches: {shown}"
+    gain = comparison.speedup or 1.0
+    verdict = (
+        f"layout {comparison.fastest} is faster for this model, {gain:.3g}x"
+        if gain >= CLEARLY
+        else f"layouts {', '.join(figures)} are equally fast for this model"
     )
+    return f"{verdict}: milliseconds per token of what reads or writes caches: {shown}"
 
 
 def _row(part: ProblemReport) -> tuple[object, ...]:

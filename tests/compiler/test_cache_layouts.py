@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.compiler.fakes import TARGET, FakeRunner, FakeTemplate
 
 from wattune.compiler import cli
-from wattune.compiler.cache_layouts import choices, compare
+from wattune.compiler.cache_layouts import Comparison, choices, compare
+from wattune.compiler.cli.tune import _verdict
 from wattune.compiler.tuner import tune
 from wattune.errors import ProblemError
 from wattune.ops import (
@@ -23,6 +25,7 @@ from wattune.ops import (
     QuantizedDecodeAttention,
     TernaryGemm,
 )
+from wattune.ops.kv_cache import LAYOUTS
 from wattune.schedules import template as registry
 from wattune.schedules.candidate import Candidate
 from wattune.schedules.template import Counts
@@ -141,3 +144,23 @@ def test_the_command(
         assert "layout HND is faster for this model, 1.57x" in out
         assert "milliseconds per token over all layers: 12 " in out
         assert out.count("decode_attention") == 8, "both layouts, with their templates"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        ({"HND": 1.0, "NHD": 1.01}, "layouts HND, NHD are equally fast"),
+        ({"HND": 1.2, "NHD": 1.0}, "layout NHD is faster for this model, 1.2x"),
+        ({"HND": None, "NHD": 1.0}, "no figure for caches in layout HND"),
+    ],
+)
+def test_the_verdict(seconds: dict[str, float | None], words: str) -> None:
+    found = choices([ATTEND])
+    reports = {
+        name: SimpleNamespace(of=lambda _, name=name: cost(seconds[name])) for name in LAYOUTS
+    }
+    assert _verdict(Comparison(found, reports)).startswith(words)  # type: ignore[arg-type]
+
+
+def cost(seconds: float | None) -> SimpleNamespace:
+    return SimpleNamespace(ms_per_token=SimpleNamespace(measured=seconds))
