@@ -20,6 +20,8 @@ def rotate(arrays: Mapping[str, Array], footprint: int, moved: int) -> list[dict
     they start at different places of one region of the arrays' size plus the footprint. The first
     set holds the arrays as they are; the others hold the same bytes, from another place on.
     """
+    if not arrays:
+        return [{}]
     sizes = {name: array.nbytes for name, array in arrays.items()}
     starts = places(sizes, footprint, moved)
     regions = {name: _region(array, starts[name]) for name, array in arrays.items()}
@@ -31,7 +33,7 @@ def rotate(arrays: Mapping[str, Array], footprint: int, moved: int) -> list[dict
             for name, region in regions.items()
             for start in (starts[name][at],)
         }
-        for at in range(len(next(iter(starts.values()), (0,))))
+        for at in range(len(next(iter(starts.values()))))
     ]
 
 

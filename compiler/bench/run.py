@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +14,10 @@ from wattune.compiler.bench.implementations import companions, implementations
 from wattune.compiler.bench.process import BenchProcess
 from wattune.compiler.bench.rows import Ceiling, Row, make_row
 from wattune.compiler.measure.affinity import divide, usable_cpus
+from wattune.compiler.measure.memory import state_bytes
 from wattune.compiler.measure.pool import cold_footprint
 from wattune.errors import MeasureError
 from wattune.ops import Problem, operator
-from wattune.ops.dtypes import itemsize
 from wattune.schedules.target import Target
 
 Progress = Callable[[int, str], None]
@@ -154,15 +153,6 @@ def _groups(jobs: Sequence[Job], footprint: int) -> list[list[Job]]:
         groups[-1].append(job)
         used += need
     return groups
-
-
-def state_bytes(problem: Problem) -> int:
-    """Return the bytes of the states of a problem, the caches."""
-    return sum(
-        math.prod(argument.concrete(problem.extents)) * itemsize(argument.dtype)
-        for argument in operator(problem.operator).arguments(problem)
-        if argument.role == "state"
-    )
 
 
 def free_memory() -> int:

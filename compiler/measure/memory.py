@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 from functools import cache
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from wattune.ops import Problem, operator
+from wattune.ops.dtypes import itemsize
 
 # Written around watched buffers; as a value it is improbable in results.
 GUARD = 0xA7
@@ -41,6 +45,15 @@ def pages(size: int, huge: bool) -> NDArray[np.uint8]:
 def _private(size: int) -> mmap.mmap:
     # Python's default is shared memory, which gets no huge pages.
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def state_bytes(problem: Problem) -> int:
+    """Return the bytes of a problem's states: the caches of attention."""
+    return sum(
+        math.prod(argument.concrete(problem.extents)) * itemsize(argument.dtype)
+        for argument in operator(problem.operator).arguments(problem)
+        if argument.role == "state"
+    )
 
 
 class Guarded:

@@ -16,6 +16,7 @@ from typing import Protocol, Self
 from wattune.compiler.cc import compiler
 from wattune.compiler.measure.affinity import divide, openmp_environment, usable_cpus
 from wattune.compiler.measure.builder import BuildPool, BuildResult
+from wattune.compiler.measure.memory import state_bytes
 from wattune.compiler.measure.meters import open_meter
 from wattune.compiler.measure.pool import cold_footprint
 from wattune.compiler.measure.process import Message, WorkerDied, WorkerHung, WorkerProcess, wait
@@ -35,6 +36,8 @@ from wattune.schedules.template import register_module, template_of
 
 # Built ahead of the measuring process, per build worker.
 BUILT_AHEAD = 4
+# Bytes of caches that are drawn, twice, with their references: a quarter of what is usual here.
+DRAWN_PER_SECOND = 6 << 20
 
 
 class Runner(Protocol):
@@ -216,7 +219,8 @@ class LocalRunner(Runner):
             "best": self._best.get(problem.key) if verify else None,
             "budget": BUDGET_SECONDS[self._mode],
         }
-        self._worker.send(request, self._run_timeout)
+        # Inputs and references of long contexts are drawn first.
+        self._worker.send(request, self._run_timeout + state_bytes(problem) / DRAWN_PER_SECOND)
         try:
             while (answer := self._worker.poll()) is None:
                 wait([self._worker, *self._pool.processes])
