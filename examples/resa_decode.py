@@ -6,6 +6,10 @@ Each step attends to a tenth of the key blocks. What that leaves out goes into t
 of later layers, and so into every later step. ReSA (arXiv 2506.04108) computes every 32 tokens
 again with dense attention and overwrites their rows of the cache. All three runs are given the
 same tokens, so their outputs can be compared.
+
+The traffic is what the operators that were called must move. It is more than the model's sum, which
+is of long contexts and of keys and values alone: here a tenth of the blocks is rounded up to whole
+ones, and the queries of rectified tokens are counted too.
 """
 
 from __future__ import annotations
