@@ -86,6 +86,38 @@ def test_new_tokens_before_within_and_over_blocks(tokens: int, threads: int) -> 
     check(AttnGateCompress(7, 333, 2, 64, 32, 64, tokens), target, vectors=4, pooled=2)
 
 
+def test_only_first_and_last_tokens_of_blocks_touch_entries() -> None:
+    # One fills a block, one opens one, one is in the middle, one is empty.
+    problem = AttnGateCompress(4, 64, 2, 16, 16, 16, dtype="float32")
+    inputs = COMPRESS.make_inputs(problem, np.random.default_rng(3))
+    inputs["k_compressed"][:] = 7
+    inputs["seq_lens"] = np.array([32, 33, 40, 0], np.int32)
+    got = run(problem, inputs)
+    assert_matches(problem, got, COMPRESS.reference(problem, inputs))
+    changed = (got["k_compressed"] != 7).any((1, 3))
+    assert [np.flatnonzero(row).tolist() for row in changed] == [[1], [2], [], []]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_entries_are_rounded_to_nearest(dtype: str) -> None:
+    # Within the tolerance, cutting off the lower bits would pass.
+    problem = AttnGateCompress(4, 64, 2, 16, 64, 16, 64, dtype=dtype)
+    inputs = COMPRESS.make_inputs(problem, np.random.default_rng(0))
+    got, want = run(problem, inputs), COMPRESS.reference(problem, inputs)
+    assert (got["k_compressed"] == want["k_compressed"]).mean() > 0.95
+
+
+def test_norms_of_small_rows_feel_the_epsilon() -> None:
+    for problem in (
+        AttnGate(1, 64, 2, 2, 16, 16, 16, dtype="float32"),
+        AttnGateCompress(1, 64, 2, 16, 16, 16, 64, dtype="float32"),
+    ):
+        op = operator(problem.operator)
+        inputs = op.make_inputs(problem, np.random.default_rng(0))
+        inputs["q" if "q" in inputs else "k"] *= np.float32(1e-3)
+        assert_matches(problem, run(problem, inputs), op.reference(problem, inputs))
+
+
 class Machine:
     """A compiled step; its states stay in place from call to call."""
 
