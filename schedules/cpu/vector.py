@@ -19,6 +19,15 @@ LANES = 16
 BYTES = 64
 
 
+def _opaque(name: str, dtype: str, *operands: Expr) -> Expr:
+    """Call an intrinsic whose results TVM keeps where they are bound.
+
+    Its simplifier puts pure expressions in place of the variables they are bound to, wherever
+    these are used: chains of sums grow to the square of their length.
+    """
+    return T.call_llvm_intrin(T.llvm_lookup_intrinsic_id(name), *operands, dtype=dtype)
+
+
 def _intrinsic(name: str, dtype: str, *operands: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *operands, dtype=dtype)
 
@@ -58,7 +67,7 @@ def constant_i32(values: Sequence[int]) -> Expr:
 def multiply_add(left: Expr, right: Expr, total: Expr) -> Expr:
     """Return left * right + total, rounded once where the target has such an instruction."""
     dtype = str(total.ty.dtype)
-    return _intrinsic("llvm.fmuladd", dtype, left, right, total)
+    return _opaque("llvm.fmuladd", dtype, left, right, total)
 
 
 def store(buffer: Buffer, at: Sequence[Expr], value: Expr) -> None:
@@ -119,7 +128,7 @@ def splat_quad(buffer: Buffer, at: Expr, lanes: int = LANES) -> Expr:
 def dot_u8s8(total: Expr, unsigned: Expr, signed: Expr, bits: int = 512) -> Expr:
     """Add four products of unsigned and signed bytes to each 32-bit lane (vpdpbusd)."""
     name = f"llvm.x86.avx512.vpdpbusd.{bits}"
-    return _intrinsic(name, f"int32x{bits // 32}", total, unsigned, signed)
+    return _opaque(name, f"int32x{bits // 32}", total, unsigned, signed)
 
 
 def dot_pairs_u8s8(unsigned: Expr, signed: Expr, bits: int = 256) -> Expr:
