@@ -60,6 +60,15 @@ def test_call(kernels: Kernels) -> None:
         kernels.gather(**{**tensors(), "store": store}, factor=1.0)
 
 
+@pytest.mark.parametrize(("capacity", "picks"), [(0, 0), (4, 0), (0, 2)])
+def test_tensors_without_memory(kernels: Kernels, capacity: int, picks: int) -> None:
+    given = tensors(capacity=capacity, picks=picks)
+    given["picks"][:] = -1
+    assert 0 in {tensor.data_ptr() for tensor in given.values()}
+    y, _ = kernels.gather(**given, factor=1.0)
+    assert (y == 0).all() and given["log"][0] == 1
+
+
 @pytest.mark.parametrize("pages", [True, False])
 def test_custom_operator(kernels: Kernels, pages: bool) -> None:
     given, op = tensors(), torch.ops.wattune.gather

@@ -116,6 +116,18 @@ BAD: dict[str, tuple[Callable[[Arrays], None], str]] = {
         r"gather: lengths\[1\] is 7; allowed: 0 to 6 \(capacity is 6\)",
     ),
     "negative length": (changed("lengths", 0, -1), r"lengths\[0\] is -1; allowed: 0 to 6"),
+    "no allowed pick": (
+        lambda given: given.update(
+            store=np.zeros((2, 0, 2), np.float32),
+            lengths=np.zeros(2, np.int32),
+            picks=np.array([[-1, -1], [-1, 0]], np.int32),
+        ),
+        r"picks\[1, 1\] is 0; allowed: -1 to -1 \(capacity is 0\)",
+    ),
+    "no allowed page": (
+        replaced("log", lambda a: a[:0]),
+        r"pages\[0, 0\] is 0; allowed: none \(slots is 0\)",
+    ),
     "pick": (changed("picks", (1, 2), 6), r"picks\[1, 2\] is 6; allowed: -1 to 5"),
     "pick below": (changed("picks", (0, 0), -2), r"picks\[0, 0\] is -2; allowed: -1 to 5"),
     "least pick": (changed("picks", (0, 0), -(2**31)), r"picks\[0, 0\] is -2147483648;"),
@@ -170,6 +182,9 @@ def test_values_that_do_not_count(kernels: Kernels) -> None:
     given["lengths"][0] = 5
     with pytest.raises(ArgumentError, match=r"pages\[0, 1\] is 99"):
         kernels.gather(**given, factor=1.0)
+    # Fewer pages than a length asks for: the next row's are not looked at.
+    given["pages"] = np.array([[0], [99]], np.int32)
+    kernels.gather(**given, factor=1.0)
 
 
 def test_duplicates_of_many_lines(kernels: Kernels) -> None:
@@ -279,9 +294,13 @@ def test_manifest_round_trip(path: Path) -> None:
         assert variant.arguments == GATHER.arguments(Gather.from_json(fields))
 
 
-def c_call(library: ctypes.CDLL, name: str, given: Arrays, y: Any, served: Any) -> int:
+def c_call(
+    library: ctypes.CDLL, name: str, given: Arrays, y: Any, served: Any, empty: int = 0
+) -> int:
+    """Call an entry; ``empty`` is the address of tensors without elements."""
     arrays = [*given.values(), y, served]
-    call = Call([(a.ctypes.data, a.dtype.name, a.shape) for a in arrays])
+    places = [(a.ctypes.data if a.size else empty, a.dtype.name, a.shape) for a in arrays]
+    call = Call(places)
     slots = [ctypes.c_void_p(call.slot(i)) for i in range(len(arrays))]
     return int(getattr(library, f"wattune_{name}")(*slots[:5], None, *slots[5:]))
 
@@ -308,6 +327,15 @@ def test_entries_for_c(path: Path) -> None:
     assert library.wattune_last_error() == b"unknown check 'lengths'; allowed: ranges, duplicates"
     load(path)
     assert c_call(library, one, given, y, served) == -1
+
+
+@pytest.mark.parametrize("address", [0, 3])
+def test_nothing_at_a_bad_address(path: Path, address: int) -> None:
+    """A tensor without elements may be anywhere."""
+    library = ctypes.CDLL(str(path))
+    given, y, served = inputs(2, 0, 0), np.ones((2, 2), np.float32), np.zeros((2, 3), np.int32)
+    assert c_call(library, "gather_default", given, y, served, address) == 0
+    assert (y == 0).all() and given["log"][0] == 1
 
 
 def test_header(path: Path) -> None:
