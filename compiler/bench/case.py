@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wattune.compiler.bench.data import Arrays
-from wattune.ops import Problem, operator
+from wattune.ops import Problem
 
 
 class Unavailable(Exception):
@@ -21,21 +21,18 @@ class Unavailable(Exception):
 class Setup:
     """What every implementation of a problem starts from.
 
-    ``footprint`` is the bytes of weights or caches that calls rotate over, 0 for one hot copy;
-    ``library`` is the path of the exported kernels.
+    ``moved`` is the bytes that any implementation must move. ``footprint`` is the bytes of weights
+    or caches that calls rotate over, 0 for one hot copy; ``library`` is the path of the exported
+    kernels.
     """
 
     problem: Problem
     inputs: Arrays
     expected: Arrays
+    moved: int
     threads: int
     footprint: int = 0
     library: str = ""
-
-    @property
-    def moved(self) -> int:
-        """Return the bytes that any implementation must move."""
-        return operator(self.problem.operator).work(self.problem).bytes
 
 
 class Case(ABC):

@@ -5,15 +5,19 @@ Caches of long contexts take seconds to draw and half a gigabyte to hold.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from wattune.ops import Problem, operator
+from wattune.errors import ProblemError
+from wattune.ops import Problem, Work, operator
 from wattune.ops.dtypes import numpy_dtype
 from wattune.ops.operator import Array
 
@@ -32,11 +36,44 @@ class Data:
     expected: Arrays
 
 
-def draw(problem: Problem, seed: int) -> Data:
-    """Draw inputs and compute the reference."""
+def draw(problem: Problem, seed: int, ragged: bool = False) -> Data:
+    """Draw inputs and compute the reference; requests are full, or as long as `lengths` says."""
     op = operator(problem.operator)
     inputs = op.make_inputs(problem, np.random.default_rng(seed))
+    if ragged:
+        inputs[lengths_name(problem)] = lengths(problem, seed)
     return Data(inputs, op.reference(problem, inputs))
+
+
+def lengths_name(problem: Problem) -> str:
+    """Name the argument that holds the lengths of requests."""
+    for argument in operator(problem.operator).arguments(problem):
+        if argument.values is not None and argument.values.maximum == "context":
+            return argument.name
+    raise ProblemError(f"{problem.operator} has no requests of different lengths")
+
+
+def lengths(problem: Any, seed: int) -> NDArray[np.int32]:
+    """Draw lengths between an eighth of the context and all of it, which the first request has."""
+    least = -(-problem.context // 8)
+    rng = np.random.default_rng(seed)
+    found: NDArray[np.int32] = rng.integers(
+        least, problem.context + 1, problem.batch, dtype=np.int32
+    )
+    found[0] = problem.context
+    return found
+
+
+def work_of(problem: Problem, seed: int, ragged: bool = False) -> Work:
+    """Return the work of a problem, or that of its ragged requests."""
+    op = operator(problem.operator)
+    if not ragged:
+        return op.work(problem)
+    each = [
+        op.work(dataclasses.replace(problem, batch=1, context=int(length)))  # type: ignore[call-arg]
+        for length in lengths(problem, seed)
+    ]
+    return Work(sum(w.operations for w in each), sum(w.bytes for w in each), each[0].integer)
 
 
 def save(data: Data, folder: Path) -> None:

@@ -64,6 +64,12 @@ def _quantized() -> dict[str, Maker]:
     }
 
 
+def _select_blocks() -> dict[str, Maker]:
+    from wattune.compiler.bench.peers_selection import TopK
+
+    return {"torch_topk": TopK}
+
+
 def _block_score() -> dict[str, Maker]:
     from wattune.compiler.bench.peers_selection import Score
 
@@ -77,6 +83,7 @@ _PEERS: dict[str, Callable[[], dict[str, Maker]]] = {
     "token_sparse_decode_attention": _token_sparse,
     "quantized_decode_attention": _quantized,
     "block_score": _block_score,
+    "select_blocks": _select_blocks,
 }
 
 # Operators that our dense attention to the same context is a peer of.

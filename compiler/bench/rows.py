@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from wattune.ops import Problem, operator
+from wattune.ops import Problem, Work, operator
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Row:
     ``seconds`` has the median and the least of all calls; ``gops`` and ``gbps`` follow from the
     median, the latter from the bytes that the problem must move: of packed weights those of the
     implementation's own format, else the same for all. ``limit`` is the least time in seconds that
-    the machine's limits, measured in the same run, allow.
+    the machine's limits, measured in the same run, allow. ``lengths``: whether requests are
+    ``full`` or ``ragged``.
     """
 
     operator: str
@@ -31,6 +32,7 @@ class Row:
     gbps: float
     limit: float
     fraction_of_limit: float
+    lengths: str = "full"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -74,13 +76,16 @@ def make_row(
     moved: int,
     runs: Sequence[float],
     ceiling: Ceiling,
+    ragged: Work | None = None,
 ) -> Row:
-    """Build a row from the seconds of each call and the bytes that one call moves."""
+    """Build a row from the seconds of each call and the bytes that one call moves.
+
+    ``ragged`` is the work of requests that are not full.
+    """
     middle = median(runs)
-    work = operator(problem.operator).work(problem)
-    operations = work.operations
+    work = ragged or operator(problem.operator).work(problem)
     # How fast floats could be at best depends on roundings that the problem leaves open.
-    limit = ceiling.seconds(moved, operations if work.integer else 0)
+    limit = ceiling.seconds(moved, work.operations if work.integer else 0)
     return Row(
         operator=problem.operator,
         problem=problem.to_json(),
@@ -88,8 +93,9 @@ def make_row(
         threads=threads,
         mode=mode,
         seconds={"median": middle, "min": min(runs)},
-        gops=operations / middle / 1e9,
+        gops=work.operations / middle / 1e9,
         gbps=moved / middle / 1e9,
         limit=limit,
         fraction_of_limit=limit / middle,
+        lengths="ragged" if ragged else "full",
     )

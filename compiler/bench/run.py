@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wattune.compiler.bench.data import draw, save
+from wattune.compiler.bench.data import draw, save, work_of
 from wattune.compiler.bench.implementations import companions, implementations
 from wattune.compiler.bench.process import BenchProcess
 from wattune.compiler.bench.rows import Ceiling, Row, make_row
@@ -30,7 +30,10 @@ SETUP_COPIES = 4
 
 @dataclass(frozen=True)
 class Settings:
-    """How a benchmark measures: ``seconds`` per round, bytes of the rotation (0 in hot mode)."""
+    """How a benchmark measures: ``seconds`` per round, bytes of the rotation (0 in hot mode).
+
+    ``ragged``: requests of different lengths.
+    """
 
     threads: int
     mode: str = "cold"
@@ -38,6 +41,7 @@ class Settings:
     seconds: float = 0.1
     footprint: int = 0
     seed: int = 0
+    ragged: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,18 +84,18 @@ def measure_problem(
     footprint in bytes.
     """
     jobs = jobs_of(problem)
-    least = operator(problem.operator).work(problem).bytes
+    work = work_of(problem, settings.seed, settings.ragged)
     # Before and after: a disturbed measurement of the limit would praise everything.
     footprint = settings.footprint if rotates(problem) else 0
-    ceiling(footprint or least)
+    ceiling(footprint or work.bytes)
     entries = measure_jobs(jobs, libraries, settings, notes, lambda n: progress(n, str(problem)))
     # What another problem moves says nothing about this one.
-    moved = {n: e.moved if e.problem == problem else least for n, e in entries.items()}
+    moved = {n: e.moved if e.problem == problem else work.bytes for n, e in entries.items()}
     limits = {size: ceiling(footprint or size) for size in set(moved.values())}
-    mode, threads = settings.mode, settings.threads
+    mode, threads, ragged = settings.mode, settings.threads, work if settings.ragged else None
     return [
-        make_row(problem, name, threads, mode, moved[name], entry.runs, limits[moved[name]])
-        for name, entry in entries.items()
+        make_row(problem, name, threads, mode, moved[name], e.runs, limits[moved[name]], ragged)
+        for name, e in entries.items()
     ]
 
 
@@ -172,7 +176,7 @@ def _draw(jobs: Sequence[Job], settings: Settings, folder: Path) -> dict[Problem
     for problem in dict.fromkeys(job.problem for job in jobs):
         found[problem] = folder / str(len(found))
         found[problem].mkdir()
-        save(draw(problem, settings.seed), found[problem])
+        save(draw(problem, settings.seed, settings.ragged), found[problem])
     return found
 
 
@@ -192,6 +196,7 @@ def _start(
             "implementation": job.implementation,
             "problem": job.problem.to_json(),
             "data": str(data[job.problem]),
+            "moved": work_of(job.problem, settings.seed, settings.ragged).bytes,
             "threads": settings.threads,
             "footprint": settings.footprint,
             "library": str(libraries.get(job.problem, "")),

@@ -31,7 +31,13 @@ def prepare(spec: dict[str, Any]) -> Case:
     make = maker_of(problem.operator, spec["implementation"])
     data = load(Path(spec["data"]))
     setup = Setup(
-        problem, data.inputs, data.expected, spec["threads"], spec["footprint"], spec["library"]
+        problem,
+        data.inputs,
+        data.expected,
+        spec["moved"],
+        spec["threads"],
+        spec["footprint"],
+        spec["library"],
     )
     return make(setup)
 

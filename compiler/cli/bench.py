@@ -49,6 +49,9 @@ from wattune.schedules.target import Target
 @database_option
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
 @click.option("--shared-layout", is_flag=True, help="One layout for problems that share data.")
+@click.option(
+    "--ragged", is_flag=True, help="Requests of an eighth of the context up to all of it."
+)
 @click.option("--json", "json_file", help="Write the rows to a file; - is standard output.")
 def bench_command(
     operator_name: str,
@@ -60,15 +63,19 @@ def bench_command(
     database: str,
     rounds: int,
     shared_layout: bool,
+    ragged: bool,
     json_file: str | None,
 ) -> int:
     """Measure OPERATOR's exported kernels beside torch and ggml, each in a process of its own."""
+    from wattune.compiler.bench.data import lengths_name
     from wattune.compiler.bench.prepare import with_companions
 
     problems = _problems(operator_name, shapes, fields)
     target = Target.native(threads)
+    if ragged:
+        lengths_name(problems[0])
     _tune_missing(with_companions(problems), target, database, mode, minutes)
-    result = _measure(problems, target, database, mode, rounds, shared_layout)
+    result = _measure(problems, target, database, mode, rounds, shared_layout, ragged)
     if json_file:
         write_json(result.to_json(), json_file)
     if json_file != "-":
@@ -132,6 +139,7 @@ def _measure(
     mode: str,
     rounds: int,
     shared_layout: bool,
+    ragged: bool,
 ) -> BenchResult:
     """Export our kernels and measure all implementations of every problem."""
     from wattune.compiler.bench.ceilings import Ceilings
@@ -145,7 +153,9 @@ def _measure(
     from wattune.compiler.bench.run import Settings, footprint, measure_problem
 
     machine = describe_machine(target)
-    settings = Settings(target.threads, mode, rounds, footprint=footprint(target, mode))
+    settings = Settings(
+        target.threads, mode, rounds, footprint=footprint(target, mode), ragged=ragged
+    )
     rows: list[Row] = []
     notes: list[str] = []
     with (
@@ -179,7 +189,9 @@ def _print(result: BenchResult) -> None:
     for problem in dict.fromkeys(canonical(row.problem) for row in result.rows):
         rows = [row for row in result.rows if canonical(row.problem) == problem]
         first = rows[0]
-        title = f"{problem_from_json(first.problem)}, {first.mode}, {first.threads} thread(s)"
+        requests = " ragged," if first.lengths == "ragged" else ""
+        problem_text = f"{problem_from_json(first.problem)},{requests}"
+        title = f"{problem_text} {first.mode}, {first.threads} thread(s)"
         cells = [
             (
                 row.implementation,
