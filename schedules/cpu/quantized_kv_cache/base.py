@@ -1,0 +1,164 @@
+"""What templates that write a quantised cache share: nothing is packed ahead, no workspace."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tvm.script import tirx as T
+
+from wattune.ops import operator
+from wattune.ops.kv_cache_quantize import QuantizedCacheProblem
+from wattune.ops.quantized_kv_cache import QuantizedKVCache
+from wattune.schedules.cpu.quantized_kv_cache.packer import Packer
+from wattune.schedules.cpu.quantized_kv_cache.rows import Block, flat
+from wattune.schedules.program import Tensors, tensor_program
+from wattune.schedules.space import Knob, Value
+from wattune.schedules.target import Target
+from wattune.schedules.template import Layout, Template
+
+Expr = Any
+Buffer = Any
+
+
+class CacheTemplate(Template):
+    """A template of a class of CPUs.
+
+    A subclass names the ``features`` it needs, its widest vector and what the vectors can do, and
+    adds ``knobs``, ``body`` and ``counts``.
+    """
+
+    features: ClassVar[tuple[str, ...]] = ()
+    lanes: ClassVar[tuple[int, ...]] = (4,)
+    packs: ClassVar[bool] = False
+
+    def applies(self, problem: Any, target: Target) -> bool:
+        """Say whether the target has the instructions."""
+        return target.has(*self.features)
+
+    def layout(self, problem: Any, values: Mapping[str, Value]) -> Layout:
+        """No argument is packed ahead."""
+        return Layout.make("plain")
+
+    def pack(self, problem: Any, values: Mapping[str, Value]) -> dict[str, Any]:
+        """No argument is packed ahead."""
+        return {}
+
+    def sizes(self, problem: Any, target: Target, values: Mapping[str, Value]) -> dict[str, int]:
+        """No size is the schedule's."""
+        return {}
+
+    def lower(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Any:
+        """Return the kernel."""
+        body = self.body(problem, target, values)
+        return tensor_program(operator(self.operator).arguments(problem), {}, body)
+
+    @abstractmethod
+    def body(
+        self, problem: Any, target: Target, values: Mapping[str, Value]
+    ) -> Callable[[Tensors], None]:
+        """Return what emits the kernel's statements."""
+
+    def packing_knobs(self) -> tuple[Knob, ...]:
+        """Return the knobs of a `Packer`."""
+        return (
+            Knob("lanes", self.lanes, self.lanes[-1]),
+            Knob("together", (4, 8), 8 if self.lanes[-1] == 16 else 4),
+            Knob("unroll", (1, 2, 4), 1),
+        )
+
+    def packer(
+        self, problem: QuantizedCacheProblem, target: Target, values: Mapping[str, Value]
+    ) -> Packer:
+        """Return how blocks are packed."""
+        return Packer(
+            cache=problem.quantized,
+            lanes=int(values["lanes"]),
+            packs=self.packs,
+            halves=target.has("f16c") or target.arch == "aarch64",
+            together=int(values["together"]),
+            unroll=int(values["unroll"]),
+            ahead=int(values.get("prefetch", 0)),
+        )
+
+
+class AVX512(CacheTemplate):
+    """Vectors of 512 bits."""
+
+    features = ("avx512f", "avx512bw", "avx512vl", "avx2", "f16c")
+    lanes = (8, 16)
+    packs = True
+
+
+class AVX2(CacheTemplate):
+    """Vectors of 256 bits."""
+
+    features = ("avx2", "f16c")
+    lanes = (8,)
+    packs = True
+
+
+class Portable(CacheTemplate):
+    """Vectors that LLVM splits or joins as the target has them; no intrinsics."""
+
+    lanes = (4, 8, 16)
+
+
+@dataclass(frozen=True)
+class CacheViews:
+    """The arrays of keys ("k") or values ("v") as rows, addressed by request and head."""
+
+    packer: Packer
+    which: str
+    codes: Buffer
+    params: Buffer
+    residual: Buffer
+    packed_blocks: Expr
+
+    @classmethod
+    def of(cls, packer: Packer, tensors: Tensors, which: str) -> CacheViews:
+        """View the arrays of a call."""
+        return cls(
+            packer,
+            which,
+            flat(tensors[f"{which}_codes"], "uint8"),
+            flat(tensors[f"{which}_params"], "uint16"),
+            packer.rows.view(tensors[f"{which}_residual"]),
+            tensors.sizes["packed_blocks"],
+        )
+
+    @property
+    def cache(self) -> QuantizedKVCache:
+        """Return the geometry."""
+        return self.packer.cache
+
+    @property
+    def width(self) -> int:
+        """Return the elements of a row."""
+        return self.cache.width(self.which)
+
+    def residual_at(self, row: Expr) -> Expr:
+        """Return the first element of the residual of a row: a request's head."""
+        return T.bind(T.cast(row, "int64") * (self.cache.block_tokens * self.width))
+
+    def block(self, row: Expr, block: Expr, source: Buffer, at: Expr, stride: Expr) -> Block:
+        """Return a block of a row, whose tokens lie in ``source``."""
+        index = T.bind(T.cast(row, "int64") * self.packed_blocks + block)
+        groups, two, n = self.cache.params_shape(self.which)
+        return Block(
+            rows=self.packer.rows,
+            source=source,
+            at=at,
+            stride=stride,
+            codes=self.codes,
+            codes_at=T.bind(index * self.cache.block_bytes(self.which)),
+            params=self.params,
+            params_at=T.bind(index * (groups * two * n)),
+        )
+
+
+def ceildiv(value: Expr, divisor: int) -> Expr:
+    """Return the quotient of integers >= 0, rounded up."""
+    return T.truncdiv(value + (divisor - 1), divisor)
