@@ -12,10 +12,13 @@ from wattune.schedules.target import Target
 
 PROBLEMS: tuple[tuple[DecodeAttention, dict[str, Any]], ...] = (
     (DecodeAttention(3, 200, 8, 2, 128), {}),
-    (DecodeAttention(2, 97, 4, 1, 64, dtype="float32"), {"block": 16, "unroll": 2}),
+    (
+        DecodeAttention(2, 97, 4, 1, 64, dtype="float32"),
+        {"block": 64, "rows": 2, "unroll": 2, "stretch": 16},
+    ),
     (
         DecodeAttention(3, 200, 8, 2, 128, layout="NHD", page_size=16, return_lse=True, sinks=True),
-        {"prefetch": 2},
+        {"prefetch": 0},
     ),
     (
         DecodeAttention(

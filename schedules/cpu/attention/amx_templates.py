@@ -24,7 +24,7 @@ Expr = Any
 
 TILE_ROWS = 16
 # Knobs of the vector engines, which tiles do not have.
-_VECTOR_KNOBS = ("unroll", "columns", "scores", "values")
+_VECTOR_KNOBS = ("unroll", "columns", "stretch", "scores", "values")
 
 
 class AmxKernel(Kernel):
@@ -73,7 +73,8 @@ class AmxAttention(AttentionTemplate):
 
     def plan(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Plan:
         """Return the schedule."""
-        filled = {**values, "unroll": 1, "columns": 2, "scores": "amx", "values": "amx"}
+        filled = {**values, "unroll": 1, "columns": 2, "stretch": 128}
+        filled.update(scores="amx", values="amx")
         return dataclasses.replace(super().plan(problem, target, filled), least_keys=KEYS)
 
     def parts(self, plan: Plan) -> tuple[AmxScores, AmxValues, Scratch]:

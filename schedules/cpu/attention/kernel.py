@@ -48,13 +48,13 @@ class Own:
     tiles: Tiles
 
     @classmethod
-    def of(cls, memory: Memory, thread: Expr) -> Own:
+    def of(cls, memory: Memory, thread: Expr, block: int) -> Own:
         """Return the areas of a thread."""
         names = ("query", "sums", "state", "totals", "limits", "scores", "weights", "factors")
         areas = {name: memory.own(name, thread) for name in names}
         flags = [Region(vector.array(2, "int32"), 0, "int32") for _ in range(2)]
         tables = (memory.own("table", thread), memory.own("positions", thread))
-        return cls(**areas, tiles=Tiles(*tables, *flags))
+        return cls(**areas, tiles=Tiles(block, *tables, *flags))
 
 
 class Kernel:
@@ -83,7 +83,7 @@ class Kernel:
 
     def own(self, thread: Expr) -> Own:
         """Return a thread's scratch."""
-        return Own.of(self.memory, thread)
+        return Own.of(self.memory, thread, self.plan.block)
 
     def emit(self, tensors: Tensors) -> None:
         """Emit the kernel."""
@@ -179,13 +179,12 @@ class Kernel:
     def tiles(self, own: Own, item: Item, first: Expr, end: Expr) -> None:
         """Emit the tiles of a chunk, each table one tile ahead."""
         self.stream.begin(item, first)
-        self.stream.build(item, first, own.tiles, T.int32(0))
+        self.stream.build(item, first, own.tiles)
         with T.serial(end - first) as i:
-            which = T.bind(i % 2)
-            ahead = T.bind(T.Select(first + i + 1 < end, 1 - which, which))
-            with T.If(ahead != which), T.Then():
-                self.stream.build(item, first + i + 1, own.tiles, ahead)
-            self._tile(own, which, ahead)
+            own.tiles.advance()
+            with T.If(first + i + 1 < end), T.Then():
+                self.stream.build(item, first + i + 1, own.tiles)
+            self._tile(own)
 
     def _start(self, own: Own, item: Item) -> None:
         """Emit the conversion of an item's queries, zero sums, and the limits of its rows."""
@@ -208,23 +207,23 @@ class Kernel:
                     token = T.min(row // problem.group, plan.item_tokens - 1) + item.part
                     own.limits.store(at + lane, item.length - problem.query_tokens + token + 1)
 
-    def _tile(self, own: Own, which: Expr, ahead: Expr) -> None:
+    def _tile(self, own: Own) -> None:
         """Emit one tile: every group of rows against its keys and values."""
-        plan, block = self.plan, self.plan.block
-        table, ahead_table = (own.tiles.rows.part(at * block) for at in (which, ahead))
-        keys = Operand(self.keys, table, ahead_table)
-        values = Operand(self.cached_values, table, ahead_table)
-        count = T.bind(own.tiles.counts.load(which))
-        masked = T.bind(own.tiles.masked.load(which))
-        positions = own.tiles.positions.part(which * block)
+        plan, tiles = self.plan, own.tiles
+        ahead = tiles.rows.part(min(plan.prefetch, plan.block))
+        count, masked = (T.bind(flag.load(0)) for flag in (tiles.counts, tiles.masked))
         for fold, start, groups in plan.folds:
             quantum = plan.quantum(fold) * fold.keys
             quanta = T.bind((count + (quantum - 1)) // quantum)
             with T.serial(groups) as group:
                 row = T.bind(start + group * fold.rows)
                 at = T.bind((start // plan.rows + group) * plan.lanes)
+                # The first group of rows asks for all that is ahead.
+                fresh = None if plan.groups == 1 else row == 0
+                keys = Operand(self.keys, tiles.rows, ahead, fresh)
+                values = Operand(self.cached_values, tiles.rows, ahead, fresh)
                 self.scores.emit(fold, keys, own.query, row, own.scores, quanta)
-                self._mask(fold, own, positions, own.limits.part(at), masked, quanta)
+                self._mask(fold, own, tiles.positions, own.limits.part(at), masked, quanta)
                 softmax = Softmax(plan, fold)
                 weights = own.scores if self.values.in_place else own.weights
                 keep = partial(self.values.keep, weights)

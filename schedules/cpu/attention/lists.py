@@ -99,29 +99,28 @@ class Listed(Stream):
             skipped.store(0, skipped.load(0) + T.cast(seen, "int32"))
             self.cursor.store(0, self.cursor.load(0) + 1)
 
-    def build(self, item: Item, tile: Expr, into: Tiles, which: Expr) -> None:
+    def build(self, item: Item, tile: Expr, into: Tiles) -> None:
         """Take units from the list until the tile is full, or the list at its end."""
         block = self.plan.block
         total = T.bind(self._total())
-        at = T.bind(which * block)
         taken = _variable()
         taken.store(0, T.int32(0))
-        into.masked.store(which, T.int32(0))
+        into.masked.store(1, T.int32(0))
         with T.While(T.And(taken.load(0) < self.units, self.cursor.load(0) < total)):
             start = self._first(item, self.cursor.load(0))
             with T.If(self._seen(item, start)), T.Then():
-                self._take(item, start, into, at + taken.load(0) * self.run)
+                self._take(item, start, into, block + taken.load(0) * self.run)
                 partly = T.Not(sees_all(self.plan, item, start, start + self.run))
-                into.masked.store(which, into.masked.load(which) + T.cast(partly, "int32"))
+                into.masked.store(1, into.masked.load(1) + T.cast(partly, "int32"))
                 taken.store(0, taken.load(0) + 1)
             self.cursor.store(0, self.cursor.load(0) + 1)
         count = T.bind(taken.load(0) * self.run)
-        into.counts.store(which, count)
+        into.counts.store(1, count)
         with T.If(count < block), T.Then():
-            into.masked.store(which, T.int32(1))
+            into.masked.store(1, T.int32(1))
             with T.serial(block - count) as i:
-                into.rows.store(at + count + i, into.rows.load(at))
-                into.positions.store(at + count + i, T.int32(HIDDEN))
+                into.rows.store(block + count + i, into.rows.load(block))
+                into.positions.store(block + count + i, T.int32(HIDDEN))
 
     def _take(self, item: Item, start: Expr, into: Tiles, at: Expr) -> None:
         """Name the rows of a unit; those that no query sees repeat one that is seen."""

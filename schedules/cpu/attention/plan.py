@@ -42,9 +42,9 @@ class Plan:
     A request's keys are cut into tiles of ``block`` keys and these into at most ``splits`` chunks
     of at least ``split_tiles`` tiles. The rows of an item (all queries that read one list of keys
     of one KV head) are processed ``rows`` at a time, ``unroll`` vectors of scores a step and
-    ``columns`` vectors of values a pass. ``prefetch`` 0 is none, 1 and 2 the next tile into that
-    cache. ``scores`` and ``values`` name the arithmetic: ``fma``, ``dot`` or ``amx``, which takes
-    ``least_keys`` at a time.
+    ``columns`` vectors of values a pass; sums go back to memory after every ``stretch`` keys.
+    Rows ``prefetch`` keys ahead (0: none) are prefetched. ``scores`` and ``values`` name the
+    arithmetic: ``fma``, ``dot`` or ``amx``, which takes ``least_keys`` at a time.
     """
 
     problem: Attention
@@ -60,6 +60,7 @@ class Plan:
     scores: str
     values: str
     least_keys: int = 1
+    stretch: int = 128
 
     @property
     def items(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +27,12 @@ MOST_PRODUCTS = 320
 
 @dataclass(frozen=True)
 class Operand:
-    """A tile of keys or values: the cache, its rows, and the rows to prefetch."""
+    """A tile of keys or values: the cache, its rows, the rows to prefetch, and whether to."""
 
     cache: Region
     table: Region
     next: Region
+    fresh: Expr | None = None
 
 
 class Scores(ABC):
@@ -133,28 +135,30 @@ class RegisterScores(Scores):
         kind = math.kind("float32", lanes)
         rows = [T.bind((row + r) * (row_vectors * lanes)) for r in range(fold.rows)]
 
-        def group(start: Expr, at: Expr, fresh: bool) -> None:
-            loaded = [self.load(cache, base + start) for base in bases]
-            for v in range(self.vectors):
+        def add(k: int, start: Expr, at: Expr, fresh: bool) -> None:
+            for v, part in enumerate(self.load(cache, bases[k] + start)):
                 for r in range(fold.rows):
                     q = T.bind(self.load_query(query, rows[r] + (at * self.vectors + v) * lanes))
-                    for k in range(len(bases)):
-                        total = None if fresh and v == 0 else sums.load(slot[r, k], kind)
-                        sums.store(slot[r, k], self.product(total, loaded[k][v], q))
+                    total = None if fresh and v == 0 else sums.load(slot[r, k], kind)
+                    sums.store(slot[r, k], self.product(total, part, q))
 
-        starts = self.starts
+        starts, count = self.starts, len(bases)
         together = max(1, MOST_PRODUCTS // (len(pairs) * self.vectors))
         if len(starts) <= together:
-            for i, start in enumerate(starts):
-                group(T.int32(start), T.int32(i), i == 0)
+            # Key by key: memory is read in order, as hardware prefetchers like it.
+            for k in range(count):
+                for i, start in enumerate(starts):
+                    add(k, T.int32(start), T.int32(i), i == 0)
         else:
             for pair in pairs:
                 sums.store(slot[pair], math.real(0.0, lanes))
             even = len(starts) - (starts[-1] % self.width != 0)
             with T.serial(even) as i:
-                group(i * self.width, i, False)
+                for k in range(count):
+                    add(k, i * self.width, i, False)
             for i in range(even, len(starts)):
-                group(T.int32(starts[i]), T.int32(i), False)
+                for k in range(count):
+                    add(k, T.int32(starts[i]), T.int32(i), False)
         return {pair: sums.load(at, kind) for pair, at in slot.items()}
 
 
@@ -207,13 +211,14 @@ class FmaScores(RegisterScores):
         return key * query if total is None else vector.multiply_add(key, query, total)
 
 
-def prefetch_row(
-    plan: Plan, operand: Operand, key: Expr, width: int, start: Expr = 0, span: int = 0
-) -> None:
-    """Ask for ``span`` columns (0: all) from ``start`` on of the next tile's key."""
-    at = T.bind(operand.next.load(key) * width + start)
-    for column in range(0, span or width, LINE // plan.size):
-        vector.prefetch(operand.cache.buffer, operand.cache.base + at + column, plan.prefetch)
+def prefetch_row(plan: Plan, operand: Operand, key: Expr, width: int) -> None:
+    """Ask for the columns of a key of the next tile."""
+    fresh = nullcontext() if operand.fresh is None else T.If(operand.fresh)
+    then = nullcontext() if operand.fresh is None else T.Then()
+    with fresh, then:
+        at = T.bind(operand.next.load(key) * width)
+        for column in range(0, width, LINE // plan.size):
+            vector.prefetch(operand.cache.buffer, operand.cache.base + at + column)
 
 
 def across(values: Sequence[Expr | None], lanes: int) -> Expr:

@@ -37,12 +37,25 @@ class Item:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Two tables that take turns: rows and positions; two flags: keys, and whether to mask."""
+    """Two tables one behind the other: the tile that is worked on, and the next one.
 
+    Each has ``block`` rows and positions, the number of keys, and whether some must be masked.
+    """
+
+    block: int
     rows: Region
     positions: Region
     counts: Region
     masked: Region
+
+    def advance(self) -> None:
+        """Emit the step to the next tile."""
+        block, lanes = self.block, 8
+        with T.serial(block // lanes) as i:
+            self.rows.store(i * lanes, self.rows.load(block + i * lanes, lanes))
+            self.positions.store(i * lanes, self.positions.load(block + i * lanes, lanes))
+        for flag in (self.counts, self.masked):
+            flag.store(0, flag.load(1))
 
 
 def visible(plan: Plan, item: Item) -> tuple[Expr, Expr]:
@@ -90,8 +103,8 @@ class Stream(ABC):
         """Emit what must run before the tiles from ``first`` on are built, in order."""
 
     @abstractmethod
-    def build(self, item: Item, tile: Expr, into: Tiles, which: Expr) -> None:
-        """Emit one tile's table, into table ``which``."""
+    def build(self, item: Item, tile: Expr, into: Tiles) -> None:
+        """Emit one tile's table, as the next one."""
 
 
 class Dense(Stream):
@@ -109,14 +122,13 @@ class Dense(Stream):
     def begin(self, item: Item, first: Expr) -> None:
         """Do nothing: a tile's number says where it is."""
 
-    def build(self, item: Item, tile: Expr, into: Tiles, which: Expr) -> None:
+    def build(self, item: Item, tile: Expr, into: Tiles) -> None:
         """Name the rows of ``block`` positions; the last ones repeat the request's last row."""
         block, problem = self.plan.block, self.plan.problem
         first, end = visible(self.plan, item)
         start = T.bind(first + tile * block)
         count = T.bind(T.min(T.int32(block), end - start))
         rows = Rows(problem, self.tensors, item.request, item.head)
-        at = T.bind(which * block)
         # Positions of a run lie in one page.
         run = block
         if problem.page_size:
@@ -126,9 +138,9 @@ class Dense(Stream):
             base = T.bind(rows.at(start + offset))
             with T.serial(run) as i:
                 inside = T.min(i, count - 1 - offset)
-                into.rows.store(at + unit * run + i, base + T.cast(inside, "int64") * rows.step)
+                into.rows.store(block + unit * run + i, base + T.cast(inside, "int64") * rows.step)
         with T.serial(block) as i:
-            into.positions.store(at + i, start + i)
-        into.counts.store(which, count)
+            into.positions.store(block + i, start + i)
+        into.counts.store(1, count)
         masked = T.Not(sees_all(self.plan, item, start, start + block))
-        into.masked.store(which, T.cast(masked, "int32"))
+        into.masked.store(1, T.cast(masked, "int32"))

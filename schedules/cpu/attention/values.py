@@ -7,7 +7,8 @@ covers ``columns`` vectors of columns; every loaded value serves all rows of the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,11 +25,28 @@ Expr = Any
 
 @dataclass(frozen=True)
 class Span:
-    """Columns of a pass: number and column of the first group, how many groups."""
+    """Columns of a pass: number and column of the first group, how many groups; its number."""
 
     first: Expr
     start: Expr
     groups: int
+    number: Expr
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A stretch of keys: its first step, its steps, those of a whole stretch; keys of a step."""
+
+    first: Expr
+    steps: Expr
+    most: int
+    step: int
+
+
+@contextmanager
+def _passes(count: int, groups: int, width: int) -> Iterator[tuple[Expr, Expr, int, Expr]]:
+    with T.serial(count) as i:
+        yield i * groups, i * (groups * width), groups, i
 
 
 # Keys that a step unrolls where a vector of scores covers fewer.
@@ -111,25 +129,66 @@ class RegisterValues(Values):
         sums: Region,
         quanta: Expr,
     ) -> None:
-        """Emit passes over the tile's keys."""
+        """Emit stretches of keys, and passes over the columns of each."""
+        plan = self.plan
+        step = min(max(LEAST_KEYS, fold.keys), plan.block)
+        steps = T.bind(quanta * (plan.quantum(fold) * fold.keys // step))
+        most = max(1, min(plan.stretch, plan.block) // step)
+
+        def run(stretch: Expr) -> None:
+            first = T.bind(stretch * most)
+            keys = Keys(first, T.bind(T.min(T.int32(most), steps - first)), most, step)
+            for columns in self._columns():
+                with columns as (group, start, groups, number):
+                    span = Span(group, start, groups, number)
+                    held = self._held(fold, factors, sums, span, stretch)
+                    self._keys(fold, values, weights, held, keys, span)
+                    self._keep(fold, held, sums, span)
+
+        if most * step == plan.block:
+            run(T.int32(0))
+        else:
+            with T.serial((steps + (most - 1)) // most) as stretch:
+                run(stretch)
+
+    def _columns(self) -> Iterator[AbstractContextManager[tuple[Expr, Expr, int, Expr]]]:
+        """Yield the passes: loops of first group, first column, groups, number."""
         groups = max(1, self.plan.columns // self.loader.vectors)
-        starts = self.starts
-        whole = len(starts) if starts[-1] % self.loader.width == 0 else len(starts) - 1
-
-        def run(first: Expr, start: Expr, count: int) -> None:
-            span = Span(first, start, count)
-            held = self._held(fold, factors, sums, span)
-            self._keys(fold, values, weights, held, quanta, span)
-            self._keep(fold, held, sums, span)
-
+        width, starts = self.loader.width, self.starts
+        whole = self.plan.problem.value_dim // width
         passes = whole // groups
         if passes:
-            with T.serial(passes) as i:
-                run(i * groups, i * (groups * self.loader.width), groups)
+            yield _passes(passes, groups, width)
         if rest := whole % groups:
-            run(T.int32(passes * groups), T.int32(starts[passes * groups]), rest)
+            first = T.int32(passes * groups)
+            yield nullcontext((first, T.int32(starts[passes * groups]), rest, T.int32(passes)))
         if whole < len(starts):
-            run(T.int32(whole), T.int32(starts[whole]), 1)
+            number = T.int32(self.passes - 1)
+            yield nullcontext((T.int32(whole), T.int32(starts[whole]), 1, number))
+
+    @property
+    def passes(self) -> int:
+        """Return how many passes a tile takes."""
+        groups = max(1, self.plan.columns // self.loader.vectors)
+        whole = self.plan.problem.value_dim // self.loader.width
+        return -(-whole // groups) + (len(self.starts) - whole)
+
+    def _prefetch(self, values: Operand, at: Expr, keys: Keys, span: Span) -> None:
+        """Ask for a step's share of what is ahead of a stretch.
+
+        Every pass asks for whole rows, in order, of its part of the stretch: hardware prefetchers
+        follow, and memory is as busy in the last pass as in the first.
+        """
+        width = self.plan.problem.value_dim
+        share = -(-keys.step // self.passes)
+        for i in range(share):
+            key = T.bind((span.number * keys.most + at) * share + i)
+            ahead = keys.first * keys.step + key
+            if share * self.passes == keys.step:
+                prefetch_row(self.plan, values, ahead, width)
+            else:
+                with T.If(key < keys.most * keys.step), T.Then():
+                    prefetch_row(self.plan, values, ahead, width)
 
     def _places(self, fold: Fold, span: Span) -> list[tuple[Expr, int]]:
         """Return for each register its place in the sums, and its lane in the registers."""
@@ -141,14 +200,17 @@ class RegisterValues(Values):
             for c in range(count)
         ]
 
-    def _held(self, fold: Fold, factors: Region, sums: Region, span: Span) -> vector.Registers:
-        """Load the sums of a pass, and shrink them."""
+    def _held(
+        self, fold: Fold, factors: Region, sums: Region, span: Span, stretch: Expr
+    ) -> vector.Registers:
+        """Load the sums of a pass, and shrink them in the tile's first stretch."""
         lanes = self.plan.lanes
         places = self._places(fold, span)
         held = vector.Registers(len(places), "float32")
         for i, (at, slot) in enumerate(places):
             row = i * fold.rows // len(places)
-            factor = vector.splat(factors.load(row * fold.keys), lanes)
+            factor = factors.load(row * fold.keys)
+            factor = vector.splat(T.Select(stretch == 0, factor, T.float32(1)), lanes)
             held.store(slot, sums.load(at, lanes) * factor)
         return held
 
@@ -163,23 +225,22 @@ class RegisterValues(Values):
         values: Operand,
         weights: Region,
         held: vector.Registers,
-        quanta: Expr,
+        keys: Keys,
         span: Span,
     ) -> None:
-        """Add all keys of a tile."""
-        plan = self.plan
-        step = min(max(LEAST_KEYS, fold.keys), plan.block)
+        """Add a stretch of keys."""
+        plan, step = self.plan, keys.step
         width = plan.problem.value_dim
         kind = math.kind("float32", plan.lanes)
-        with T.serial(quanta * (plan.quantum(fold) * fold.keys // step)) as at:
-            first = T.bind(at * step)
+        with T.serial(keys.steps) as at:
+            first = T.bind((keys.first + at) * step)
+            if plan.prefetch:
+                self._prefetch(values, at, keys, span)
             for key in range(0, step, self.keys):
-                bases = []
-                for k in range(key, key + self.keys):
-                    bases.append(T.bind(values.table.load(first + k) * width + span.start))
-                    if plan.prefetch:
-                        columns = span.groups * self.loader.width
-                        prefetch_row(plan, values, first + k, width, span.start, columns)
+                bases = [
+                    T.bind(values.table.load(first + key + k) * width + span.start)
+                    for k in range(self.keys)
+                ]
                 parts = []
                 for group in range(span.groups):
                     parts += self.load(values.cache, bases, group * self.loader.width)

@@ -1,0 +1,104 @@
+"""The knobs of attention kernels on vector registers: values, defaults, constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from wattune.ops.attention import Attention
+from wattune.schedules.cpu.attention.dot import WIDTH
+from wattune.schedules.cpu.attention.plan import Fold
+from wattune.schedules.space import Constraint, Knob, Value
+from wattune.schedules.target import Target
+
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
+# Chunks for each thread: enough to even out ragged requests.
+CHUNKS = 4
+# Registers beside sums: a loaded vector in two parts, a query or weight.
+SPARE = 3
+
+
+def lanes_of(problem: Attention, target: Target) -> int:
+    """Return the lanes of a vector: what the target has, or what the narrowest row allows."""
+    lanes = 16 if target.has("avx512f") else 8 if target.has("avx2", "fma") else 4
+    while lanes > min(problem.head_dim, problem.value_dim):
+        lanes //= 2
+    return lanes
+
+
+def registers_of(target: Target) -> int:
+    """Return the vector registers of a target."""
+    return 32 if target.has("avx512f") or target.arch != "x86_64" else 16
+
+
+def arithmetic_of(problem: Attention, target: Target) -> tuple[str, ...]:
+    """Return what products can be made of: fp32, or pairs of bfloat16."""
+    wide = min(problem.head_dim, problem.value_dim) >= WIDTH
+    pairs = problem.dtype == "bfloat16" and wide and target.has("avx512f", "avx512_bf16")
+    return ("fma", "dot") if pairs else ("fma",)
+
+
+def item_rows(problem: Attention) -> int:
+    """Return the query rows that share a list of keys."""
+    tokens = 1 if getattr(problem, "per_token", False) else problem.query_tokens
+    return problem.group * tokens
+
+
+def knobs(problem: Attention, target: Target) -> tuple[Knob, ...]:
+    """Return the knobs, in the words of `Plan`; ``stretch`` and ``prefetch`` count keys."""
+    lanes, arithmetic = lanes_of(problem, target), arithmetic_of(problem, target)
+    total = item_rows(problem)
+    rows = tuple(r for r in ROWS if r <= min(total, lanes))
+    most = max(r for r in rows if r <= (8 if registers_of(target) > 16 else 4))
+    groups = -(-total // most)
+    default_rows = min(r for r in rows if r * groups >= total)
+    splits = 1
+    while target.threads > 1 and problem.kv_heads * splits < CHUNKS * target.threads:
+        splits *= 2
+    counts = (1, 2, 4, 8, *(() if splits <= 8 else (splits,)))
+    return (
+        Knob("block", (16, 32, 64, 128), 32 if Fold(default_rows, lanes).keys >= 16 else 16),
+        Knob("rows", rows, default_rows),
+        Knob("unroll", (1, 2), 1),
+        Knob("columns", (2, 4, 8), 4 if default_rows <= 4 and registers_of(target) > 16 else 2),
+        Knob("stretch", (16, 128), 128),
+        Knob("splits", counts, splits),
+        Knob("split_tokens", (256, 1024), 256),
+        Knob("prefetch", (0, 16, 32), 16),
+        Knob("scores", arithmetic, arithmetic[-1]),
+        Knob("values", arithmetic, arithmetic[-1]),
+    )
+
+
+def constraints(problem: Attention, target: Target) -> tuple[Constraint, ...]:
+    """Return the rules between knobs."""
+    lanes, registers = lanes_of(problem, target), registers_of(target)
+
+    def score_sums(values: Mapping[str, Value]) -> int:
+        rows = int(values["rows"])
+        return rows * Fold(rows, lanes).keys * int(values["unroll"])
+
+    return (
+        Constraint(
+            f"rows * keys of a vector * unroll + {SPARE} must fit {registers} vector registers",
+            lambda v: score_sums(v) + SPARE <= registers,
+        ),
+        Constraint(
+            f"rows * columns + {SPARE} must fit {registers} vector registers",
+            lambda v: int(v["rows"]) * int(v["columns"]) + SPARE <= registers,
+        ),
+        Constraint(
+            "a step of unroll vectors of scores must fit the block",
+            lambda v: Fold(int(v["rows"]), lanes).keys * int(v["unroll"]) <= int(v["block"]),
+        ),
+        Constraint(
+            "prefetch must not exceed block", lambda v: int(v["prefetch"]) <= int(v["block"])
+        ),
+        Constraint(
+            "a stretch below 128 keys must be smaller than the block",
+            lambda v: int(v["stretch"]) == 128 or int(v["stretch"]) < int(v["block"]),
+        ),
+        Constraint(
+            "dots of values pair the keys of a vector of scores: rows must be at most 8",
+            lambda v: v["values"] != "dot" or int(v["rows"]) <= lanes // 2,
+        ),
+    )
