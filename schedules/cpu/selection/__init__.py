@@ -6,6 +6,7 @@ from wattune.schedules.cpu.selection.compress import AttnGateCompressVector
 from wattune.schedules.cpu.selection.gate import AttnGateVector
 from wattune.schedules.cpu.selection.minmax import BlockMinmaxVector
 from wattune.schedules.cpu.selection.score import BlockScoreVector
+from wattune.schedules.cpu.selection.select_blocks import SelectBlocksVector
 from wattune.schedules.template import Template
 
 TEMPLATES: tuple[Template, ...] = (
@@ -13,4 +14,5 @@ TEMPLATES: tuple[Template, ...] = (
     BlockScoreVector(),
     AttnGateCompressVector(),
     AttnGateVector(),
+    SelectBlocksVector(),
 )

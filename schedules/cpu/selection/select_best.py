@@ -1,0 +1,257 @@
+"""The best of a row of scores, in order of index: what the templates of selection are made of.
+
+    bound = least of the maxima of many groups of scores            # at least n scores reach it
+    for chunk of the row:
+        list += the indices and scores that reach the bound
+        if the list has more than n: keep its n best, bound = the least of them
+
+The n best are found by bisection over the bits of floats, which order like integers. The list
+stays in ascending order of indices, so of equal scores the first ones are kept. NaN counts as -inf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+
+from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.selection.base import ceildiv
+from wattune.schedules.cpu.selection.select_lanes import INFINITY, Lanes
+
+Expr = Any
+Buffer = Any
+_LINE = 16
+# Of a vector: its scores, the index of its first lane, how many lanes count (None: all of them).
+Body = Callable[[Expr, Expr, Expr | None], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores ``first`` to ``end`` of those that start at an element of a flat buffer."""
+
+    scores: Buffer
+    start: Expr
+    first: Expr
+    end: Expr
+
+    def until(self, count: int) -> Row:
+        """Return at most the first ``count`` scores."""
+        return Row(self.scores, self.start, self.first, T.min(self.first + count, self.end))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes: lanes of a vector, scores of a chunk, vectors of maxima for a bound (0: none).
+
+    ``room`` is the elements of a list's scores, and as many of its indices.
+    """
+
+    lanes: int
+    chunk: int
+    groups: int
+    room: int
+
+    @classmethod
+    def of(cls, lanes: int, chunk: int, groups: int, most: int) -> Plan:
+        """Return a plan for lists of ``most`` entries: a chunk and a vector fit in beside them."""
+        entries = most + chunk + 2 * lanes
+        return cls(lanes, chunk, groups, -(-entries // _LINE) * _LINE)
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of a list."""
+        return 8 * self.room
+
+
+class Best:
+    """A list of scores and indices in the workspace; emits the statements that fill it."""
+
+    def __init__(self, plan: Plan, workspace: Buffer, lists: int, which: Expr) -> None:
+        """Declare the state of list ``which`` of the ``lists`` in a workspace."""
+        self.lanes, self.chunk, self.groups = Lanes(plan.lanes), plan.chunk, plan.groups
+        entries = (2 * lists * plan.room,)
+        self.values = T.decl_buffer(entries, "float32", data=workspace.data)
+        self.indices = T.decl_buffer(entries, "int32", data=workspace.data)
+        # Scores, then indices.
+        self.base = T.bind(T.cast(which, "int64") * (2 * plan.room))
+        self.index_base = T.bind(self.base + plan.room)
+        self.size = vector.array(1, "int32")
+        self.bound = vector.array(1, "float32")
+        self.tail = vector.array(plan.lanes, "float32")
+
+    def fill(self, row: Row, most: Expr, floor: Expr) -> None:
+        """List the best ``most`` scores of a row that are not below ``floor``."""
+        vector.store(self.size, [0], T.int32(0))
+        vector.store(self.bound, [0], floor)
+        if self.groups:
+            self._raise_bound(row.until(self.chunk))
+        with T.serial(ceildiv(T.max(row.end - row.first, 0), self.chunk)) as step:
+            first = T.bind(row.first + step * self.chunk)
+            self._append(Row(row.scores, row.start, first, row.end).until(self.chunk))
+            with T.If(self.size[0] > most), T.Then():
+                vector.store(self.bound, [0], self.keep(T.int32(0), most))
+
+    def each(self, row: Row, body: Body) -> None:
+        """Emit ``body`` for every vector of a row; lanes beyond its end hold -inf."""
+        lanes, count = self.lanes, T.bind(T.max(row.end - row.first, 0))
+        whole = T.bind(T.truncdiv(count, lanes.count))
+        with T.serial(whole) as step:
+            at = T.bind(row.first + step * lanes.count)
+            score = row.scores.vload([row.start + at], lanes.f32)
+            body(T.bind(lanes.real(score)), at, None)
+        rest = T.bind(count - whole * lanes.count)
+        with T.If(rest > 0), T.Then():
+            at = T.bind(row.first + whole * lanes.count)
+            vector.store(self.tail, [0], lanes.each(-INFINITY))
+            with T.serial(rest) as i:
+                vector.store(self.tail, [i], row.scores[row.start + at + i])
+            body(T.bind(lanes.real(self.tail.vload([0], lanes.f32))), at, rest)
+
+    def within(self, first: Expr, end: Expr) -> Expr:
+        """Drop indices outside of first..end from both ends; return where the list begins."""
+        dropped = vector.array(1, "int32")
+        vector.store(dropped, [0], T.int32(0))
+        at = self.index_base
+        with T.While(T.And(dropped[0] < self.size[0], self.indices[at + dropped[0]] < first)):
+            vector.store(dropped, [0], dropped[0] + 1)
+        with T.While(T.And(dropped[0] < self.size[0], self.indices[at + self.size[0] - 1] >= end)):
+            vector.store(self.size, [0], self.size[0] - 1)
+        vector.store(self.size, [0], self.size[0] - dropped[0])
+        return T.bind(dropped[0])
+
+    def _raise_bound(self, row: Row) -> None:
+        """Raise the bound to the least maximum of groups of a lane's scores each."""
+        lanes, width = self.lanes, self.groups * self.lanes.count
+        maxima = [vector.array(lanes.count, "float32") for _ in range(self.groups)]
+        for maximum in maxima:
+            vector.store(maximum, [0], lanes.each(-INFINITY))
+        with T.serial(T.truncdiv(T.max(row.end - row.first, 0), width)) as step:
+            at = T.bind(row.start + row.first + step * width)
+            for i, maximum in enumerate(maxima):
+                score = T.bind(row.scores.vload([at + i * lanes.count], lanes.f32))
+                vector.store(maximum, [0], T.max(score, maximum.vload([0], lanes.f32)))
+        found = [maximum.vload([0], lanes.f32) for maximum in maxima]
+        while len(found) > 1:
+            found = [T.bind(T.min(*found[i : i + 2])) for i in range(0, len(found), 2)]
+        vector.store(self.bound, [0], T.max(self.bound[0], lanes.least(found[0])))
+
+    def _append(self, row: Row) -> None:
+        """List what reaches the bound."""
+        lanes, bound = self.lanes, T.bind(self.bound[0])
+
+        def body(scores: Expr, first: Expr, count: Expr | None) -> None:
+            reached = scores >= lanes.splat(bound)
+            if count is not None:
+                reached = T.bitwise_and(reached, lanes.below(count))
+            self._list(scores, T.ramp(first, 1, lanes.count), reached, T.int32(0))
+
+        self.each(row, body)
+
+    def _list(self, scores: Expr, indices: Expr, chosen: Expr, first: Expr) -> None:
+        """Append the chosen lanes to the list that starts at ``first``."""
+        lanes = self.lanes
+        at = T.bind(T.cast(first + self.size[0], "int64"))
+        vector.store(self.values, [self.base + at], lanes.compressed(scores, chosen))
+        vector.store(self.indices, [self.index_base + at], lanes.compressed(indices, chosen))
+        vector.store(self.size, [0], self.size[0] + lanes.counted(chosen))
+
+    def keep(self, first: Expr, most: Expr) -> Expr:
+        """Keep the ``most`` best of the list from ``first`` on; return the least score of these."""
+        lanes = self.lanes
+        size, start = T.bind(self.size[0]), T.bind(self.base + first)
+        vectors = T.bind(ceildiv(size, lanes.count))
+        low, high = self._extremes(start, size, vectors)
+        vector.store(self.values, [start + size], lanes.each(-INFINITY))
+        least, above = self._bisect(start, vectors, low, high, most)
+        spare = vector.array(1, "int32")
+        vector.store(spare, [0], most - above)
+        vector.store(self.size, [0], T.int32(0))
+        with T.serial(vectors) as step:
+            at = T.bind(first + step * lanes.count)
+            scores = T.bind(self.values.vload([self.base + at], lanes.f32))
+            indices = T.bind(self.indices.vload([self.index_base + at], lanes.i32))
+            used = lanes.below(size - step * lanes.count)
+            equal = T.bitwise_and(scores.equal(lanes.splat(least)), used)
+            ties = T.bind(lanes.counted(equal))
+            with T.If(T.And(spare[0] > 0, spare[0] < ties)):
+                with T.Then():
+                    self._list_some(scores, indices, least, spare, first)
+                with T.Else():
+                    taken = T.bind(T.Select(spare[0] > 0, T.int32(1), T.int32(0)))
+                    tied = T.bitwise_and(equal, lanes.splat(taken) > lanes.each_int(0))
+                    chosen = T.bitwise_or(scores > lanes.splat(least), tied)
+                    self._list(scores, indices, chosen, first)
+                    vector.store(spare, [0], spare[0] - taken * ties)
+        return least
+
+    def _list_some(
+        self, scores: Expr, indices: Expr, least: Expr, spare: Buffer, first: Expr
+    ) -> None:
+        """Append the lanes above ``least`` and as many of its equals as there is room for."""
+        lanes = self.lanes
+        chosen = vector.array(lanes.count, "int32")
+        vector.store(self.tail, [0], scores)
+        with T.serial(lanes.count) as i:
+            score = T.bind(self.tail[i])
+            tied = T.And(score.equal(least), spare[0] > 0)
+            vector.store(chosen, [i], T.Select(T.Or(score > least, tied), T.int32(1), T.int32(0)))
+            vector.store(spare, [0], spare[0] - T.Select(tied, T.int32(1), T.int32(0)))
+        mask = chosen.vload([0], lanes.i32) > lanes.each_int(0)
+        self._list(scores, indices, mask, first)
+
+    def _extremes(self, start: Expr, size: Expr, vectors: Expr) -> tuple[Expr, Expr]:
+        """Return the least and the greatest score of the list."""
+        lanes = self.lanes
+        # Lanes beyond the end repeat the first score.
+        vector.store(self.values, [start + size], lanes.splat(T.bind(self.values[start])))
+        low, high = (vector.array(lanes.count, "float32") for _ in range(2))
+        for extreme in (low, high):
+            vector.store(extreme, [0], self.values.vload([start], lanes.f32))
+        with T.serial(vectors - 1) as step:
+            scores = T.bind(self.values.vload([start + (step + 1) * lanes.count], lanes.f32))
+            vector.store(low, [0], T.min(scores, low.vload([0], lanes.f32)))
+            vector.store(high, [0], T.max(scores, high.vload([0], lanes.f32)))
+        return (
+            lanes.least(low.vload([0], lanes.f32)),
+            lanes.greatest(high.vload([0], lanes.f32)),
+        )
+
+    def _bisect(
+        self, start: Expr, vectors: Expr, least: Expr, greatest: Expr, most: Expr
+    ) -> tuple[Expr, Expr]:
+        """Return the greatest score that ``most`` scores reach, and how many are known above it."""
+        lanes = self.lanes
+        low, high, above = (vector.array(1, "int32") for _ in range(3))
+        vector.store(low, [0], lanes.ordered(least))
+        vector.store(high, [0], lanes.ordered(greatest))
+        vector.store(above, [0], T.int32(0))
+        with T.While(low[0] < high[0]):
+            both, either = T.bitwise_xor(low[0], high[0]), T.bitwise_or(low[0], high[0])
+            middle = T.bind(either - T.shift_right(both, T.int32(1)))
+            reaching = T.bind(self._count(start, vectors, T.bind(lanes.disordered(middle))))
+            with T.If(reaching >= most):
+                with T.Then():
+                    vector.store(low, [0], middle)
+                    # Just so many: no need to know how close the next one is.
+                    with T.If(reaching.equal(most)), T.Then():
+                        vector.store(high, [0], middle)
+                with T.Else():
+                    vector.store(high, [0], middle - 1)
+                    vector.store(above, [0], reaching)
+        return T.bind(lanes.disordered(T.bind(low[0]))), T.bind(above[0])
+
+    def _count(self, start: Expr, vectors: Expr, least: Expr) -> Expr:
+        """Return how many scores of the list reach ``least``."""
+        lanes = self.lanes
+        total = vector.array(lanes.count, "int32")
+        vector.store(total, [0], lanes.each_int(0))
+        with T.serial(vectors) as step:
+            reached = self.values.vload([start + step * lanes.count], lanes.f32) >= lanes.splat(
+                least
+            )
+            one = T.Select(reached, lanes.each_int(1), lanes.each_int(0))
+            vector.store(total, [0], total.vload([0], lanes.i32) + one)
+        return lanes.total(total.vload([0], lanes.i32))

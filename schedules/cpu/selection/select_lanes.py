@@ -1,0 +1,107 @@
+"""Vectors of scores: comparisons, counts, compression, the order of floats as integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+
+from wattune.schedules.cpu import vector
+
+Expr = Any
+
+INFINITY = float("inf")
+_SIGN = -0x80000000
+_SIZE = 0x7FFFFFFF
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Emits operations on ``count`` 32-bit lanes.
+
+    Vectors of truth values are never bound to names, which TVM cannot do.
+    """
+
+    count: int
+
+    @property
+    def f32(self) -> str:
+        """Name the dtype of a vector of scores."""
+        return f"float32x{self.count}"
+
+    @property
+    def i32(self) -> str:
+        """Name the dtype of a vector of indices."""
+        return f"int32x{self.count}"
+
+    def splat(self, value: Expr) -> Expr:
+        """Repeat a scalar in every lane."""
+        return T.broadcast(value, self.count)
+
+    def each(self, value: float) -> Expr:
+        """Return a float in every lane."""
+        return self.splat(T.float32(value))
+
+    def each_int(self, value: int) -> Expr:
+        """Return an integer in every lane."""
+        return self.splat(T.int32(value))
+
+    def real(self, scores: Expr) -> Expr:
+        """Replace NaN by -inf: a maximum takes its second operand where they do not compare."""
+        return T.max(scores, self.each(-INFINITY))
+
+    def below(self, count: Expr) -> Expr:
+        """Return which lanes lie before a number of them."""
+        return T.ramp(T.int32(0), 1, self.count) < self.splat(count)
+
+    def compressed(self, values: Expr, chosen: Expr) -> Expr:
+        """Move the chosen lanes to the front (vpcompressd, or a store for each lane)."""
+        dtype = str(values.ty.dtype)
+        zero = self.each(0.0) if dtype == self.f32 else self.each_int(0)
+        return vector._intrinsic("llvm.experimental.vector.compress", dtype, values, chosen, zero)
+
+    def counted(self, chosen: Expr) -> Expr:
+        """Count the chosen lanes (popcnt of a mask)."""
+        return self.total(T.Select(chosen, self.each_int(1), self.each_int(0)))
+
+    def total(self, values: Expr) -> Expr:
+        """Add the lanes of integers."""
+        return vector._intrinsic("llvm.vector.reduce.add", "int32", values)
+
+    def total_real(self, values: Expr) -> Expr:
+        """Add the lanes of floats."""
+        return self._across(values, lambda left, right: left + right)
+
+    def above(self, score: Expr) -> Expr:
+        """Return the next greater float; infinity's is NaN, which nothing reaches."""
+        return self.disordered(T.bind(self.ordered(score) + 1))
+
+    def least(self, values: Expr) -> Expr:
+        """Return the least lane."""
+        return self._across(values, T.min)
+
+    def greatest(self, values: Expr) -> Expr:
+        """Return the greatest lane."""
+        return self._across(values, T.max)
+
+    def _across(self, values: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+        """Combine the lanes, halves with halves."""
+        width = self.count
+        while width > 1:
+            width //= 2
+            order = [lane % (2 * width) for lane in range(width, width + self.count)]
+            values = T.bind(combine(values, T.Shuffle([values], order)))
+        return T.bind(T.Shuffle([values], [0]))
+
+    def ordered(self, score: Expr) -> Expr:
+        """Return an integer that orders like a float; that of both zeros is 0."""
+        bits = T.bind(T.reinterpret("int32", score))
+        size = T.bitwise_and(bits, T.int32(_SIZE))
+        return T.Select(bits >= 0, bits, T.int32(0) - size)
+
+    def disordered(self, order: Expr) -> Expr:
+        """Return the float of such an integer."""
+        negative = T.bitwise_or(T.int32(0) - order, T.int32(_SIGN))
+        return T.reinterpret("float32", T.Select(order >= 0, order, negative))
