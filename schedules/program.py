@@ -32,7 +32,7 @@ class Tensors:
 
 def alignment(argument: Argument) -> int:
     """Return the bytes to which an argument must be aligned."""
-    if argument.role in ("packed", "workspace", "state") and argument.dtype == "uint8":
+    if argument.role in ("packed", "workspace") and argument.dtype == "uint8":
         return CACHE_LINE
     return itemsize(argument.dtype)
 
