@@ -1,46 +1,109 @@
-"""How near one-token kernels come to the read bandwidth: ``python benchmarks/bandwidth.py``.
+"""How near kernels come to the read bandwidth: ``python benchmarks/bandwidth.py [OPERATOR ...]``.
 
 The kernel alone, called from C as the tuner measures it, by the default schedule; the machine's
 bandwidth is measured at the same footprint, threads and pages just before and just after, and the
-better of the two counts. One JSON row a shape, mode and number of threads, and all of them with the
-machine to one dated file in ``benchmarks/results/``.
+better of the two counts. Bytes are those of the packed weights, or those that must move. One JSON
+row a problem, mode and number of threads, and all of them with the machine to one dated file in
+``benchmarks/results/``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from pathlib import Path
 
 from wattune.compiler.bench.machine import describe_machine
+from wattune.compiler.bench.run import rotates
 from wattune.compiler.measure.limits import read_bandwidth_at
 from wattune.compiler.measure.pool import cold_footprint
 from wattune.compiler.measure.runner import LocalRunner
-from wattune.ops import TernaryGemm
+from wattune.ops import (
+    AttnGate,
+    BlockScore,
+    BlockSparseDecodeAttention,
+    DecodeAttention,
+    Problem,
+    QuantizedDecodeAttention,
+    SelectBlocks,
+    TernaryGemm,
+    TokenSparseDecodeAttention,
+    operator,
+)
+from wattune.schedules.candidate import Candidate
 from wattune.schedules.target import Target
 from wattune.schedules.template import default_candidate, template_of
 
 RESULTS = Path(__file__).parent / "results"
+HEADS = (32, 8, 128)
 SHAPES = ((4096, 4096), (14336, 4096))
-FORMATS = {"hot": "i2", "cold": "t5"}
+LONG = (32768, 131072)
+
+# Operator -> problems by mode.
+PROBLEMS: dict[str, dict[str, tuple[Problem, ...]]] = {
+    "ternary_gemm": {
+        mode: tuple(TernaryGemm(1, *shape, dtype="bfloat16", format=name) for shape in SHAPES)
+        for mode, name in (("hot", "i2"), ("cold", "t5"))
+    },
+    "decode_attention": {
+        "hot": (DecodeAttention(1, 4096, *HEADS),),
+        "cold": (
+            DecodeAttention(1, 32768, *HEADS),
+            *(DecodeAttention(1, context, *HEADS, window=128) for context in (4096, 131072)),
+        ),
+    },
+    "block_sparse_decode_attention": {
+        "cold": tuple(
+            BlockSparseDecodeAttention(1, context, *HEADS, max_blocks=context // 640 + 1)
+            for context in LONG
+        ),
+    },
+    "token_sparse_decode_attention": {"cold": (TokenSparseDecodeAttention(1, 32768, *HEADS),)},
+    "quantized_decode_attention": {
+        "cold": tuple(
+            QuantizedDecodeAttention(1, 32768, *HEADS, format=name)
+            for name in ("int8", "int4", "int2")
+        ),
+    },
+    "select_blocks": {
+        "hot": tuple(
+            SelectBlocks(1, context, 8, block_size=size, method="fraction")
+            for context in LONG
+            for size in (16, 64)
+        ),
+    },
+    "block_score": {
+        "cold": tuple(
+            BlockScore(1, context, *HEADS, block_size=size) for context in LONG for size in (16, 64)
+        ),
+    },
+    "attn_gate": {"cold": tuple(AttnGate(1, context, *HEADS) for context in LONG)},
+}
 
 
-def row(target: Target, mode: str, out_features: int, in_features: int) -> dict[str, object]:
+def moved_bytes(candidate: Candidate) -> int:
+    """Return the bytes of the packed weights, or else those that must move."""
+    values = candidate.schedule.values
+    sizes = template_of(candidate).sizes(candidate.problem, candidate.target, values)
+    least = operator(candidate.problem.operator).work(candidate.problem).bytes
+    return sizes.get("weight_bytes", least)
+
+
+def row(target: Target, mode: str, problem: Problem) -> dict[str, object]:
     """Measure one kernel between two measurements of the limit."""
-    problem = TernaryGemm(1, out_features, in_features, dtype="bfloat16", format=FORMATS[mode])
     candidate = default_candidate(problem, target)
-    sizes = template_of(candidate).sizes(problem, target, candidate.schedule.values)
-    moved = sizes["weight_bytes"]
-    footprint = moved if mode == "hot" else cold_footprint(target.l3, target.memory)
+    moved = moved_bytes(candidate)
+    cold = mode == "cold" and rotates(problem)
+    footprint = cold_footprint(target.l3, target.memory) if cold else moved
     with LocalRunner(target, mode) as runner:
         before = read_bandwidth_at(footprint, target.threads)
         (record,) = runner.interleaved([candidate])
         limit = max(before, read_bandwidth_at(footprint, target.threads))
     gbps = moved / record.latency / 1e9
     return {
-        "shape": f"1x{out_features}x{in_features}",
+        "problem": str(problem),
         "mode": mode,
-        "format": problem.format,
         "threads": target.threads,
         "microseconds": round(record.latency * 1e6, 1),
         "gbps": round(gbps, 1),
@@ -51,16 +114,26 @@ def row(target: Target, mode: str, out_features: int, in_features: int) -> dict[
 
 def main() -> None:
     """Measure and print all rows, then write them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("operators", nargs="*", metavar="OPERATOR", help=f"of {list(PROBLEMS)}")
+    parser.add_argument("--threads", help="numbers of threads; 1 and all cores unless told")
+    options = parser.parse_args()
+    operators = options.operators or ["ternary_gemm"]
+    if unknown := sorted(set(operators) - set(PROBLEMS)):
+        parser.error(f"no problems of {unknown[0]}; allowed: {', '.join(PROBLEMS)}")
+    counts = options.threads.split(",") if options.threads else {1, Target.native().cores}
     rows = []
-    for threads in sorted({1, Target.native().cores}):
-        target = Target.native(threads)
-        for mode in FORMATS:
-            for shape in SHAPES:
-                rows.append(row(target, mode, *shape))
-                print(json.dumps(rows[-1]), flush=True)
+    for threads in sorted(map(int, counts)):
+        for name in operators:
+            for mode, problems in PROBLEMS[name].items():
+                for problem in problems:
+                    rows.append(row(Target.native(threads), mode, problem))
+                    print(json.dumps(rows[-1]), flush=True)
     RESULTS.mkdir(exist_ok=True)
     result = {"machine": describe_machine(Target.native()), "rows": rows}
-    path = RESULTS / f"{time.strftime('%Y-%m-%d')}-bandwidth.json"
+    # The file of ternary_gemm alone has the name it always had.
+    name = "-".join(["bandwidth", *options.operators])
+    path = RESULTS / f"{time.strftime('%Y-%m-%d')}-{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{path} written")
 

@@ -70,11 +70,11 @@ def bench_command(
     from wattune.compiler.bench.data import lengths_name
     from wattune.compiler.bench.prepare import with_companions
 
-    problems = _problems(operator_name, shapes, fields)
+    problems = parse_problems(operator_name, shapes, fields)
     target = Target.native(threads)
     if ragged:
         lengths_name(problems[0])
-    _tune_missing(with_companions(problems), target, database, mode, minutes)
+    tune_missing(with_companions(problems), target, database, mode, minutes)
     result = _measure(problems, target, database, mode, rounds, shared_layout, ragged)
     if json_file:
         write_json(result.to_json(), json_file)
@@ -83,7 +83,8 @@ def bench_command(
     return 0 if any(row.implementation == "wattune" for row in result.rows) else 1
 
 
-def _problems(operator_name: str, shapes: str, fields: Sequence[str]) -> list[Problem]:
+def parse_problems(operator_name: str, shapes: str, fields: Sequence[str]) -> list[Problem]:
+    """Read a list of shapes and ``NAME=VALUE`` fields."""
     op = operator(operator_name)
     # Sizes come from the shape; fields are what has a default.
     allowed = [f.name for f in dataclasses.fields(op.problem) if f.default is not MISSING]
@@ -118,7 +119,7 @@ def _value(text: str) -> Any:
     return text
 
 
-def _tune_missing(
+def tune_missing(
     problems: Sequence[Problem], target: Target, database: str, mode: str, minutes: float
 ) -> None:
     """Tune what has no records here; without minutes it gets its default schedule."""
