@@ -1,14 +1,8 @@
-"""The loop nest of attention kernels.
+"""The loop nest of attention to rows of a cache: what `Walk` does for each chunk of an item.
 
-    for item, chunk in the thread's share:               # item: a request's KV head
-        for tile in the chunk's keys:                     # its row table is built one tile ahead
-            for rows in the item's query rows:
-                s = q k^T;  mask;  p = softmax so far;  acc = acc * shrink + p v
-        out = acc / l, or, of several chunks, (m, l, acc) to the workspace
-    merge the chunks of each item, in order
-
-How an item is cut depends on its own keys alone, so results do not depend on the batch, nor on
-the number of threads.
+for tile in the chunk's keys:                         # its row table is built one tile ahead
+    for rows in the item's query rows:
+        s = q k^T;  mask;  p = softmax so far;  acc = acc * shrink + p v
 """
 
 from __future__ import annotations
@@ -20,14 +14,13 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import math, vector
-from wattune.schedules.cpu.attention.finish import Finish
 from wattune.schedules.cpu.attention.memory import Memory, Region, flat
-from wattune.schedules.cpu.attention.overwrite import overwrite
 from wattune.schedules.cpu.attention.plan import Fold, Plan, Scratch
 from wattune.schedules.cpu.attention.scores import Operand, Scores
 from wattune.schedules.cpu.attention.softmax import Mask, Softmax
 from wattune.schedules.cpu.attention.streams import Item, Stream, Tiles
 from wattune.schedules.cpu.attention.values import Values
+from wattune.schedules.cpu.attention.walk import Walk
 from wattune.schedules.program import Tensors
 
 Expr = Any
@@ -57,8 +50,10 @@ class Own:
         return cls(**areas, tiles=Tiles(block, *tables, *flags))
 
 
-class Kernel:
-    """Emits one kernel."""
+class Kernel(Walk[Own]):
+    """Emits one kernel of attention to rows of a cache."""
+
+    stream: Stream
 
     def __init__(
         self,
@@ -69,10 +64,8 @@ class Kernel:
         stream: type[Stream],
     ) -> None:
         """Keep the parts; ``stream`` makes what names the keys."""
-        self.plan = plan
-        self.scratch = scratch
+        super().__init__(plan, scratch, values)
         self.scores = scores
-        self.values = values
         self.make_stream = stream
 
     def open(self, tensors: Tensors) -> None:
@@ -89,92 +82,9 @@ class Kernel:
         """Emit the kernel."""
         if "dot" in (self.plan.scores, self.plan.values):
             with vector.bf16_functions():
-                self._phases(tensors)
+                super().emit(tensors)
         else:
-            self._phases(tensors)
-
-    def _phases(self, tensors: Tensors) -> None:
-        """Emit all phases."""
-        if "k" in tensors.buffers:
-            overwrite(self.plan, tensors)
-        self.tensors = tensors
-        self.open(tensors)
-        self.finish = Finish(self.plan, tensors, self.values)
-        self.query = flat(tensors["q"])
-        self.batch = T.cast(tensors.sizes["batch"], "int32")
-        self.stream.prepare()
-        if self.plan.threads > 1:
-            with T.parallel(self.plan.threads) as thread:
-                self._share(thread)
-        else:
-            self._share(T.int32(0))
-        if self.plan.splits > 1:
-            self._merge()
-
-    def _items(self) -> Any:
-        """Return the loops over requests, KV heads and lists."""
-        return T.grid(self.batch, self.plan.problem.kv_heads, self.plan.items)
-
-    def _item(self, request: Expr, head: Expr, part: Expr) -> Item:
-        return Item(request, head, part, T.bind(self.tensors["seq_lens"][request]))
-
-    def _chunks(self, tiles: Expr) -> Expr:
-        """Return how many chunks an item of so many tiles is cut into."""
-        least = self.plan.split_tiles
-        whole = (tiles + (least - 1)) // least
-        return T.bind(T.max(T.min(T.int32(self.plan.splits), whole), T.int32(1)))
-
-    def _share(self, thread: Expr) -> None:
-        """Emit the walk over all chunks, and the work on those in the thread's share."""
-        threads = self.plan.threads
-        own = self.own(thread)
-        done = Region(vector.array(2, "int64"), 0, "int64")
-        done.store(0, T.int64(0))
-        done.store(1, T.int64(0))
-        if threads > 1:
-            with self._items() as (request, head, part):
-                tiles = self.stream.tiles(self._item(request, head, part))
-                done.store(1, done.load(1) + T.cast(tiles, "int64"))
-        with self._items() as (request, head, part):
-            item = self._item(request, head, part)
-            tiles = T.bind(self.stream.tiles(item))
-            chunks = self._chunks(tiles) if self.plan.splits > 1 else T.int32(1)
-            with T.serial(chunks) as chunk:
-                first, end = self._bounds(tiles, chunks, chunk)
-                if threads == 1:
-                    self._chunk(own, item, chunks, chunk, first, end)
-                else:
-                    # The thread in whose share the middle of the chunk lies.
-                    middle = 2 * done.load(0) + T.cast(end - first, "int64")
-                    all_tiles = T.max(done.load(1), T.int64(1))
-                    owner = T.min(middle * threads // (2 * all_tiles), T.int64(threads - 1))
-                    with T.If(owner == T.cast(thread, "int64")), T.Then():
-                        self._chunk(own, item, chunks, chunk, first, end)
-                    done.store(0, done.load(0) + T.cast(end - first, "int64"))
-
-    def _bounds(self, tiles: Expr, chunks: Expr, chunk: Expr) -> tuple[Expr, Expr]:
-        """Return the first tile of a chunk, and the one after its last."""
-        if self.plan.splits == 1:
-            return T.int32(0), tiles
-        return T.bind(tiles * chunk // chunks), T.bind(tiles * (chunk + 1) // chunks)
-
-    def _chunk(
-        self, own: Own, item: Item, chunks: Expr, chunk: Expr, first: Expr, end: Expr
-    ) -> None:
-        """Emit the work on one chunk."""
-        self._start(own, item)
-        with T.If(first < end), T.Then():
-            self.tiles(own, item, first, end)
-        self.finish.totals(own.state, own.totals)
-        if self.plan.splits == 1:
-            self.finish.outputs(item, own.sums, own.totals)
-            return
-        with T.If(chunks == 1):
-            with T.Then():
-                self.finish.outputs(item, own.sums, own.totals)
-            with T.Else():
-                kept = self._kept(item, chunk)
-                self.finish.keep(own.sums, own.totals, *kept)
+            super().emit(tensors)
 
     def tiles(self, own: Own, item: Item, first: Expr, end: Expr) -> None:
         """Emit the tiles of a chunk, each table one tile ahead."""
@@ -186,7 +96,7 @@ class Kernel:
                 self.stream.build(item, first + i + 1, own.tiles)
             self._tile(own)
 
-    def _start(self, own: Own, item: Item) -> None:
+    def start(self, own: Own, item: Item) -> None:
         """Emit the conversion of an item's queries, zero sums, and the limits of its rows."""
         plan, problem = self.plan, self.plan.problem
         lanes, heads = plan.lanes, problem.query_heads
@@ -239,29 +149,3 @@ class Kernel:
             mask.soften(own.scores, quanta)
         with T.If(masked != 0), T.Then():
             mask.hide(own.scores, positions, limits, quanta)
-
-    def _kept(self, item: Item, chunk: Expr) -> tuple[Region, Region]:
-        """Return where the state of an item's chunk is kept: sums, and maxima and totals."""
-        plan = self.plan
-        at = T.cast(item.request, "int64") * plan.problem.kv_heads + item.head
-        at = T.bind(((at * plan.items + item.part) * plan.splits + chunk) * plan.item_rows)
-        sums = self.memory.shared("sums").part(at * self.values.total_lanes)
-        return sums, self.memory.shared("totals").part(at * 2)
-
-    def _merge(self) -> None:
-        """Emit the merge of items of several chunks, and their outputs."""
-        problem = self.plan.problem
-        loop = T.parallel if self.plan.threads > 1 else T.serial
-        with (
-            loop(self.batch * problem.kv_heads) as at,
-            T.serial(self.plan.items) as part,
-        ):
-            item = self._item(at // problem.kv_heads, at % problem.kv_heads, part)
-            chunks = self._chunks(self.stream.tiles(item))
-            with T.If(chunks > 1), T.Then():
-                self.finish.merge(
-                    chunks,
-                    lambda chunk: self._kept(item, chunk)[0],
-                    lambda chunk: self._kept(item, chunk)[1],
-                )
-                self.finish.outputs(item, *self._kept(item, T.int32(0)))
