@@ -29,6 +29,7 @@ from wattune.ops.quantized_kv_cache_append import (
 )
 from wattune.ops.rectify_attention import RECTIFY_ATTENTION, RectifyAttention
 from wattune.ops.select_blocks import SELECT_BLOCKS, SelectBlocks
+from wattune.ops.select_union import SELECT_UNION, SelectUnion
 from wattune.ops.ternary_gemm import TERNARY_GEMM, TernaryGemm
 from wattune.ops.token_sparse_decode_attention import (
     TOKEN_SPARSE_DECODE_ATTENTION,
@@ -52,6 +53,7 @@ __all__ = [
     "QuantizedKVCacheAppend",
     "RectifyAttention",
     "SelectBlocks",
+    "SelectUnion",
     "TernaryGemm",
     "TokenSparseDecodeAttention",
     "Tolerance",
@@ -78,6 +80,7 @@ _ALL: tuple[Operator[Any], ...] = (
     ATTN_GATE_COMPRESS,
     ATTN_GATE,
     SELECT_BLOCKS,
+    SELECT_UNION,
 )
 _OPERATORS: dict[str, Operator[Any]] = {op.name: op for op in _ALL}
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.schedules.attention import check
 
-from wattune.ops import SelectBlocks
+from wattune.ops import SelectBlocks, SelectUnion
 
 PROBLEMS: tuple[tuple[SelectBlocks, dict[str, Any]], ...] = (
     (SelectBlocks(5, 3000, 3, block_size=16, token_budget=320), {}),
@@ -27,4 +27,19 @@ PROBLEMS: tuple[tuple[SelectBlocks, dict[str, Any]], ...] = (
 
 @pytest.mark.parametrize(("problem", "knobs"), PROBLEMS, ids=str)
 def test_select_blocks(problem: SelectBlocks, knobs: dict[str, Any]) -> None:
+    check(problem, **knobs)
+
+
+UNIONS: tuple[tuple[SelectUnion, dict[str, Any]], ...] = (
+    (SelectUnion(4, 300, 5, token_budget=64), {}),
+    (SelectUnion(3, 5000, 6, 2, token_budget=700), {"chunk": 1024}),
+    (SelectUnion(3, 200, 3, token_budget=33, middle_ratio=0.9), {"lanes": 4}),
+    (SelectUnion(3, 90, 2, token_budget=40, middle_ratio=0.0), {}),
+    (SelectUnion(3, 90, 2, token_budget=40, middle_ratio=1.0), {}),
+    (SelectUnion(2, 50, 4, token_budget=100), {}),
+)
+
+
+@pytest.mark.parametrize(("problem", "knobs"), UNIONS, ids=str)
+def test_select_union(problem: SelectUnion, knobs: dict[str, Any]) -> None:
     check(problem, **knobs)

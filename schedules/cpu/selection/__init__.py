@@ -7,6 +7,7 @@ from wattune.schedules.cpu.selection.gate import AttnGateVector
 from wattune.schedules.cpu.selection.minmax import BlockMinmaxVector
 from wattune.schedules.cpu.selection.score import BlockScoreVector
 from wattune.schedules.cpu.selection.select_blocks import SelectBlocksVector
+from wattune.schedules.cpu.selection.select_union import SelectUnionSort
 from wattune.schedules.template import Template
 
 TEMPLATES: tuple[Template, ...] = (
@@ -15,4 +16,5 @@ TEMPLATES: tuple[Template, ...] = (
     AttnGateCompressVector(),
     AttnGateVector(),
     SelectBlocksVector(),
+    SelectUnionSort(),
 )

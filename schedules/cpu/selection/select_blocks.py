@@ -3,7 +3,7 @@
 for request, query token, head:
     first, end = the blocks that are not always kept
     inside:     list the best n - forced of first..end
-    beside:     list the best n of all; drop the forced ones; keep at most what there is room for
+    beside:     list the best n of all; drop the forced ones; keep what there is room for
     threshold:  m = max, sum = sum exp(score - m); list what is above m + log(sum threshold)
     write 0..first, the list, end..blocks, -1 ...
 """
