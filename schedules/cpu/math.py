@@ -90,7 +90,10 @@ def as_integer(value: Expr, lanes: int) -> Expr:
 
 
 def exp2(x: Expr, lanes: int) -> Expr:
-    """Return 2^x for x <= 0, relative error below 2^-22; exactly 1 at 0, 0 below -126."""
+    """Return 2^x for x <= 0, relative error below 2^-22; exactly 1 at 0, 0 below -126.
+
+    NaN gives NaN.
+    """
     whole, less_one = _exp2_parts(x, _EXP2, lanes)
     found = T.bind(vector.multiply_add(whole, less_one, whole))
     return T.bind(T.Select(x < real(_LEAST, lanes), real(0.0, lanes), found))
@@ -98,7 +101,7 @@ def exp2(x: Expr, lanes: int) -> Expr:
 
 def _exp2_parts(x: Expr, coefficients: Sequence[float], lanes: int) -> tuple[Expr, Expr]:
     """Return 2^r and 2^f - 1 of x = r + f, r the nearest integer, for -126 <= x <= 127."""
-    clamped = T.bind(T.max(x, real(_LEAST, lanes)))
+    clamped = T.bind(_at_least(x, _LEAST, lanes))
     # In integers, as TVM takes (x + c) - c for x.
     rounded = T.bind(as_integer(clamped + real(_ROUNDER, lanes), lanes))
     n = T.bind(rounded - integer(_ROUNDER_BITS, lanes))
@@ -106,6 +109,11 @@ def _exp2_parts(x: Expr, coefficients: Sequence[float], lanes: int) -> tuple[Exp
     exponent = T.shift_left(n, integer(_MANTISSA, lanes))
     whole = T.bind(as_real(exponent + integer(_ONE_BITS, lanes), lanes))
     return whole, T.bind(_polynomial(coefficients, f, lanes) * f)
+
+
+def _at_least(x: Expr, least: float, lanes: int) -> Expr:
+    """Return max(x, least), but NaN for NaN."""
+    return T.Select(x < real(least, lanes), real(least, lanes), x)
 
 
 def log2(x: Expr, lanes: int) -> Expr:
@@ -125,8 +133,7 @@ def tanh(x: Expr, lanes: int) -> Expr:
     mask = integer(0x7FFFFFFF, lanes)
     size = T.bind(as_real(T.bitwise_and(as_integer(x, lanes), mask), lanes))
     # Beyond 20 the result is 1 in fp32. With e = exp(-2 |x|) - 1: tanh |x| = -e / (e + 2).
-    least = real(-40.0 * LOG2_E, lanes)
-    power = T.bind(T.max(size * real(-2.0 * LOG2_E, lanes), least))
+    power = T.bind(_at_least(T.bind(size * real(-2.0 * LOG2_E, lanes)), -40.0 * LOG2_E, lanes))
     whole, less_one = _exp2_parts(power, _EXP2_LESS_ONE, lanes)
     e = T.bind(vector.multiply_add(whole, less_one, whole - real(1.0, lanes)))
     found = T.bind((real(0.0, lanes) - e) / (e + real(2.0, lanes)))

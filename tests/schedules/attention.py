@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tests.schedules.kernels import Array, assert_matches, run_kernel
+from tests.schedules.kernels import Array, assert_matches, compile_function, run_kernel
 
 from wattune.ops import Problem, operator
 from wattune.schedules.space import Value
@@ -39,3 +40,55 @@ def check(problem: Any, target: Target | None = None, seed: int = 0, **knobs: Va
     op = operator(problem.operator)
     inputs = op.verification_inputs(problem, np.random.default_rng(seed))
     assert_matches(problem, run(problem, inputs, target, **knobs), op.reference(problem, inputs))
+
+
+class Compiled:
+    """A compiled schedule: the default one with some knobs changed, allowed values or not."""
+
+    def __init__(self, problem: Any, target: Target | None = None, **knobs: Value) -> None:
+        self.problem = problem
+        self.target = target or Target.native(1)
+        self.template, values = values_of(problem, self.target)
+        self.values = {**values, **knobs}
+        function = self.template.lower(problem, self.target, self.values)
+        self.kernel = compile_function(function, self.target)
+
+    def run(self, inputs: Mapping[str, Array], in_place: Sequence[str] = ()) -> dict[str, Array]:
+        """Run it."""
+        parts = (self.problem, self.target, self.template, self.values, inputs)
+        return run_kernel(*parts, compiled=self.kernel, in_place=in_place)
+
+    def check(self, inputs: Mapping[str, Array], in_place: Sequence[str] = ()) -> dict[str, Array]:
+        """Run it and compare with the reference."""
+        got = self.run(inputs, in_place)
+        lengths = inputs["seq_lens"]
+        problem = resized(self.problem, lengths)
+        assert_matches(problem, got, operator(problem.operator).reference(problem, inputs))
+        return got
+
+
+def resized(problem: Any, lengths: Sequence[int] | Array) -> Any:
+    """Return the problem with the batch and context of these lengths."""
+    context = max(int(problem.context), *(int(length) for length in lengths))
+    return dataclasses.replace(problem, batch=len(lengths), context=context)
+
+
+def ragged(problem: Any, lengths: Sequence[int], seed: int = 0) -> dict[str, Array]:
+    """Draw inputs for requests of these lengths; rows that no query sees are poison."""
+    problem = resized(problem, lengths)
+    op: Any = operator(problem.operator)
+    rng = np.random.default_rng(seed)
+    inputs: dict[str, Array] = op._inputs(problem, np.array(lengths, np.int32), rng, hard=True)
+    if "page_table" in inputs and problem.window:
+        free_pages(problem, inputs)
+    return {**inputs, **op.poisoned(problem, inputs)}
+
+
+def free_pages(problem: Any, inputs: dict[str, Array]) -> None:
+    """Take the pages from a request that the window has left behind, and those it has not yet."""
+    table = inputs["page_table"].copy()
+    for request, length in enumerate(inputs["seq_lens"]):
+        first = max(0, int(length) - problem.visible) // problem.page_size
+        table[request, :first] = -1
+        table[request, -(-int(length) // problem.page_size) :] = -1
+    inputs["page_table"] = table
