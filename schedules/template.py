@@ -120,6 +120,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "wattune.schedules.cpu.attention",
         "wattune.schedules.cpu.selection",
         "wattune.schedules.cpu.kv_cache",
+        "wattune.schedules.cpu.quantized_attention",
     ),
     "cuda": (),
 }

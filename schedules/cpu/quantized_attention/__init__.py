@@ -1,0 +1,8 @@
+"""CPU templates of quantised attention; the first applicable one is the default."""
+
+from __future__ import annotations
+
+from wattune.schedules.cpu.quantized_attention.templates import PortableAttention, VnniAttention
+from wattune.schedules.template import Template
+
+TEMPLATES: tuple[Template, ...] = (VnniAttention(), PortableAttention())
