@@ -9,6 +9,7 @@ from typing import Any
 
 from wattune.ops import operator
 from wattune.ops.quantized_decode_attention import QuantizedDecodeAttention
+from wattune.schedules.cpu.attention.base import DecodeAttentionTemplate
 from wattune.schedules.cpu.attention.knobs import lanes_of
 from wattune.schedules.cpu.attention.plan import Plan
 from wattune.schedules.cpu.quantized_attention.kernel import QuantizedKernel
