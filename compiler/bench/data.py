@@ -39,9 +39,10 @@ class Data:
 def draw(problem: Problem, seed: int, ragged: bool = False) -> Data:
     """Draw inputs and compute the reference; requests are full, or as long as `lengths` says."""
     op = operator(problem.operator)
+    name = lengths_name(problem) if ragged else ""
     inputs = op.make_inputs(problem, np.random.default_rng(seed))
-    if ragged:
-        inputs[lengths_name(problem)] = lengths(problem, seed)
+    if name:
+        inputs[name] = lengths(problem, seed)
     return Data(inputs, op.reference(problem, inputs))
 
 
