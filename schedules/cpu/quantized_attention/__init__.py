@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from wattune.schedules.cpu.quantized_attention.amx_template import AmxQuantizedAttention
 from wattune.schedules.cpu.quantized_attention.templates import PortableAttention, VnniAttention
 from wattune.schedules.template import Template
 
-TEMPLATES: tuple[Template, ...] = (VnniAttention(), PortableAttention())
+TEMPLATES: tuple[Template, ...] = (
+    VnniAttention(),
+    AmxQuantizedAttention(),
+    PortableAttention(),
+)
