@@ -217,5 +217,6 @@ def smaller(problem: P) -> P:
     sizes = {}
     for name, upper in problem.sizes.items():
         size = 2 * upper // 3
-        sizes[name] = max(1, size - 1 + size % 2)
+        # A size of 0 is one that the problem does without.
+        sizes[name] = min(upper, max(1, size - 1 + size % 2))
     return dataclasses.replace(problem, **sizes)

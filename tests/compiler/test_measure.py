@@ -19,7 +19,7 @@ from wattune.compiler.measure.pool import Pool, cold_footprint, stride_of
 from wattune.compiler.measure.timing import Plan, Timer, plan, summary, too_slow
 from wattune.compiler.measure.verify import difference
 from wattune.errors import MeasureError
-from wattune.ops import TernaryGemm, Tolerance
+from wattune.ops import QuantizedDecodeAttention, TernaryGemm, Tolerance
 from wattune.schedules import host
 from wattune.schedules.target import Target
 
@@ -169,6 +169,11 @@ def test_difference_of_floats_takes_the_tolerance_and_no_nan() -> None:
 @pytest.mark.parametrize(("upper", "size"), [(1, 1), (2, 1), (3, 1), (8, 5), (16, 9), (128, 85)])
 def test_the_smaller_size_is_odd_and_inside_the_bucket(upper: int, size: int) -> None:
     assert smaller(TernaryGemm(upper, 8, 8)).tokens == size
+
+
+def test_a_size_that_a_problem_does_without_stays_so() -> None:
+    dense = QuantizedDecodeAttention(4, 256, 8, 2, 64)
+    assert smaller(dense).sizes == {"batch": 1, "context": 169, "max_blocks": 0}
 
 
 def test_bound_calls_share_inputs_and_poison_outputs() -> None:
