@@ -32,6 +32,7 @@ class CacheTemplate(Template):
 
     features: ClassVar[tuple[str, ...]] = ()
     lanes: ClassVar[tuple[int, ...]] = (4,)
+    default_lanes: ClassVar[int] = 4
     packs: ClassVar[bool] = False
 
     def applies(self, problem: Any, target: Target) -> bool:
@@ -64,8 +65,8 @@ class CacheTemplate(Template):
     def packing_knobs(self) -> tuple[Knob, ...]:
         """Return the knobs of a `Packer`."""
         return (
-            Knob("lanes", self.lanes, self.lanes[-1]),
-            Knob("together", (4, 8), 8 if self.lanes[-1] == 16 else 4),
+            Knob("lanes", self.lanes, self.default_lanes),
+            Knob("together", (4, 8), 8 if self.default_lanes == 16 else 4),
             Knob("unroll", (1, 2, 4), 1),
         )
 
@@ -89,6 +90,7 @@ class AVX512(CacheTemplate):
 
     features = ("avx512f", "avx512bw", "avx512vl", "avx2", "f16c")
     lanes = (8, 16)
+    default_lanes = 16
     packs = True
 
 
@@ -97,13 +99,14 @@ class AVX2(CacheTemplate):
 
     features = ("avx2", "f16c")
     lanes = (8,)
+    default_lanes = 8
     packs = True
 
 
 class Portable(CacheTemplate):
     """Vectors that LLVM splits or joins as the target has them; no intrinsics."""
 
-    lanes = (4, 8, 16)
+    lanes = (4, 8)
 
 
 @dataclass(frozen=True)

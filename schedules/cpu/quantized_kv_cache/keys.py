@@ -37,14 +37,17 @@ class KeyTiles:
     quantizer: Quantizer
     width: int
 
-    def emit(self, block: Block, tile: Expr, unit: Unit, params: ParamsOf) -> None:
-        """Quantise and store the unit of a tile."""
+    def emit(self, block: Block, tile: Expr, unit: Unit, start: Expr, params: ParamsOf) -> None:
+        """Quantise and store the unit of a tile whose fields begin at channel ``start``."""
 
         def row(token: Expr) -> Expr:
-            return self._row(block, tile * LANES + token, unit, lambda f, v: params(token, f, v))
+            at = T.bind(block.row(tile * LANES + token) + start)
+            return self._row(block, at, unit, lambda f, v: params(token, f, v))
 
         quads = self.width // QUAD
-        first = T.bind(block.codes_at + T.cast(tile * quads + unit.start // QUAD, "int64") * 64)
+        first = T.bind(
+            block.codes_at + T.cast(tile * quads + start // QUAD, "int64") * (LANES * QUAD)
+        )
         if unit.quads == 1:
             with T.serial(LANES) as token:
                 vector.store_as(block.codes, first + token * QUAD, row(token))
@@ -57,17 +60,16 @@ class KeyTiles:
         self._store(block, first, unit, rows)
 
     def _row(
-        self, block: Block, token: Expr, unit: Unit, params: Callable[[int, int], tuple[Expr, Expr]]
+        self, block: Block, start: Expr, unit: Unit, params: Callable[[int, int], tuple[Expr, Expr]]
     ) -> Expr:
         """Return a token's bytes as 32-bit lanes."""
         lanes = unit.lanes
         # Packs take four vectors; a rest of four channels is clipped and narrowed alone.
         rest = replace(self.quantizer, packs=False)
         quantizer = self.quantizer if unit.vectors > 1 else rest
-        start = T.bind(block.row(token))
         fields = []
         for f in range(quantizer.fields):
-            at = start + f * self.width + unit.start
+            at = start + f * self.width
             vectors = block.rows.several(block.source, at, lanes, unit.vectors)
             codes = [quantizer.codes(x, *params(f, v), lanes) for v, x in enumerate(vectors)]
             fields.append(quantizer.narrow(codes, lanes))

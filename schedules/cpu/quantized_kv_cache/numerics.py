@@ -26,10 +26,7 @@ _ROUNDER_BITS = 0x4B400000
 
 @dataclass(frozen=True)
 class Params:
-    """Scale and zero of groups, a lane each: float16 bits, and what quantising takes.
-
-    The last two are expressions to be bound or stored.
-    """
+    """Scale and zero of groups, a lane each: float16 bits, and what quantising takes."""
 
     scale_bits: Expr
     zero_bits: Expr
@@ -67,9 +64,9 @@ class Quantizer:
         scale_bits = T.bind(to_half(steps, lanes, self.halves))
         zero_bits = T.bind(to_half(low, lanes, self.halves))
         scale = T.bind(from_half(scale_bits, lanes, self.halves))
-        zero = from_half(zero_bits, lanes, self.halves)
+        zero = T.bind(from_half(zero_bits, lanes, self.halves))
         none = real(0.0, lanes)
-        inverse = T.Select(scale > none, real(1.0, lanes) / scale, none)
+        inverse = T.bind(T.Select(scale > none, real(1.0, lanes) / scale, none))
         return Params(scale_bits, zero_bits, zero, inverse)
 
     def codes(self, x: Expr, zero: Expr, inverse: Expr, lanes: int) -> Expr:

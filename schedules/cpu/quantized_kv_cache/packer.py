@@ -13,7 +13,7 @@ from wattune.schedules.cpu.quantized_kv_cache.keys import KeyTiles
 from wattune.schedules.cpu.quantized_kv_cache.numerics import Quantizer
 from wattune.schedules.cpu.quantized_kv_cache.params import ChannelParams, TokenParams
 from wattune.schedules.cpu.quantized_kv_cache.rows import Block, Rows
-from wattune.schedules.cpu.quantized_kv_cache.units import units_of
+from wattune.schedules.cpu.quantized_kv_cache.units import Unit, units_of
 from wattune.schedules.cpu.quantized_kv_cache.values import ValueTiles
 
 Expr = Any
@@ -72,31 +72,42 @@ class Packer:
         )
         with T.serial(cache.block_tokens // size) as group:
             for unit in units_of(tiles.width, self.lanes):
-                params = channels.emit(block, group, unit)
+                with T.serial(unit.count) as n:
+                    start = T.bind(unit.start + n * unit.channels)
+                    params = channels.emit(block, group, unit, start)
 
-                def of(token: Expr, f: int, v: int, params: Any = params) -> tuple[Expr, Expr]:
-                    found = params[f][v]
-                    return found.zero, found.inverse
+                    def of(token: Expr, f: int, v: int, params: Any = params) -> Any:
+                        return params[f][v]
 
-                with T.serial(size // LANES) as tile:
-                    tiles.emit(block, group * (size // LANES) + tile, unit, of)
+                    with T.serial(size // LANES) as tile:
+                        tiles.emit(block, group * (size // LANES) + tile, unit, start, of)
 
     def _keys_per_token(self, block: Block) -> None:
         """Take sixteen tokens at a time; a unit lies in one group of channels."""
         cache, tiles = self.cache, self._key_tiles()
         size = cache.group_size
-        lanes = min(self.lanes, size // QUAD)
-        units = units_of(tiles.width, lanes)
+        # Which share a group is in must be known here.
+        units = units_of(
+            tiles.width, min(self.lanes, size // QUAD), loops=cache.head_dim <= size * LANES
+        )
         with T.serial(cache.block_tokens // LANES) as tile:
             shares = self._token_params(cache.head_dim).emit(block, tile)
             for unit in units:
+                with T.serial(unit.count) as n:
+                    moved = T.bind(n * unit.channels)
 
-                def of(token: Expr, f: int, v: int, unit: Any = unit) -> tuple[Expr, Expr]:
-                    group = (f * tiles.width + unit.start) // size
-                    zero, inverse = shares[group // LANES].of(group % LANES, token)
-                    return T.broadcast(zero, unit.lanes), T.broadcast(inverse, unit.lanes)
+                    def of(
+                        token: Expr, f: int, v: int, unit: Unit = unit, moved: Expr = moved
+                    ) -> tuple[Expr, Expr]:
+                        first = f * tiles.width + unit.start
+                        if unit.count > 1:
+                            found = shares[0].of(T.truncdiv(first + moved, size), token)
+                        else:
+                            share, index = divmod(first // size, LANES)
+                            found = shares[share].of(index, token)
+                        return tuple(T.broadcast(one, unit.lanes) for one in found)
 
-                tiles.emit(block, tile, unit, of)
+                    tiles.emit(block, tile, unit, unit.start + moved, of)
 
     def _values(self, block: Block) -> None:
         cache = self.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
@@ -35,29 +35,34 @@ class ChannelParams:
     unroll: int
     ahead: int
 
-    def emit(self, block: Block, group: Expr, unit: Unit) -> list[list[Params]]:
-        """Emit one group of tokens; return the params of each field's vectors."""
+    def emit(
+        self, block: Block, group: Expr, unit: Unit, start: Expr
+    ) -> list[list[tuple[Expr, Expr]]]:
+        """Emit one group of tokens of a unit whose fields begin at channel ``start``.
+
+        Return zero and 1 / scale of each field's vectors.
+        """
         fields = self.quantizer.fields
         step = max(1, self.together // unit.vectors)
-        found: list[list[Params]] = []
+        found: list[list[tuple[Expr, Expr]]] = []
         for first in range(0, fields, step):
-            starts = [f * self.width + unit.start for f in range(fields)[first : first + step]]
-            for start, (lows, highs) in zip(
-                starts, self._extremes(block, group, unit, starts), strict=True
-            ):
-                params = [
-                    self.quantizer.params(low, high, unit.lanes)
-                    for low, high in zip(lows, highs, strict=True)
-                ]
-                params = [
-                    replace(p, zero=T.bind(p.zero), inverse=T.bind(p.inverse)) for p in params
-                ]
-                self._store(block, group, unit, start, params)
-                found.append(params)
+            starts = [f * self.width + start for f in range(fields)[first : first + step]]
+            extremes = self._extremes(block, group, unit, starts)
+            for at, (lows, highs) in zip(starts, extremes, strict=True):
+                # The vectors as one: TVM's passes take long for many statements.
+                joined = [_join(vectors, unit.lanes) for vectors in (lows, highs)]
+                params = self.quantizer.params(joined[0], joined[1], unit.channels)
+                self._store(block, group, unit, at, params)
+                found.append(
+                    [
+                        (_part(params.zero, v, unit.lanes), _part(params.inverse, v, unit.lanes))
+                        for v in range(unit.vectors)
+                    ]
+                )
         return found
 
     def _extremes(
-        self, block: Block, group: Expr, unit: Unit, starts: list[int]
+        self, block: Block, group: Expr, unit: Unit, starts: list[Expr]
     ) -> list[tuple[list[Expr], list[Expr]]]:
         """Return least and greatest values of the vectors from each start on."""
         lanes, float32 = unit.lanes, kind("float32", unit.lanes)
@@ -84,19 +89,24 @@ class ChannelParams:
         found = [[[r.vload([0], float32) for r in vectors] for vectors in side] for side in sides]
         return list(zip(*found, strict=True))
 
-    def _store(
-        self, block: Block, group: Expr, unit: Unit, start: int, params: list[Params]
-    ) -> None:
+    def _store(self, block: Block, group: Expr, unit: Unit, start: Expr, params: Params) -> None:
         """Store scales and zeros in the order of channels."""
         lanes, row = unit.lanes, self.width * self.quantizer.fields
-        for which, name in enumerate(("scale_bits", "zero_bits")):
-            bits = [getattr(p, name) for p in params]
-            if block.rows.pairs and len(bits) > 1:
-                order = [i // 2 + i % 2 * lanes for i in range(2 * lanes)]
-                bits = [T.Shuffle(bits[i : i + 2], order) for i in range(0, len(bits), 2)]
+        for which, bits in enumerate((params.scale_bits, params.zero_bits)):
+            if block.rows.pairs and unit.vectors > 1:
+                pair = [i // 2 + i % 2 * lanes for i in range(2 * lanes)]
+                order = [at + i for at in range(0, unit.channels, 2 * lanes) for i in pair]
+                bits = T.Shuffle([bits], order)
             at = block.params_at + T.cast(group * 2 + which, "int64") * row + start
-            for i, part in enumerate(bits):
-                vector.store(block.params, [at + i * (unit.channels // len(bits))], part)
+            vector.store(block.params, [at], bits)
+
+
+def _join(vectors: list[Expr], lanes: int) -> Expr:
+    return T.bind(T.Shuffle(vectors, list(range(lanes * len(vectors)))))
+
+
+def _part(value: Expr, which: int, lanes: int) -> Expr:
+    return T.bind(T.Shuffle([value], [which * lanes + i for i in range(lanes)]))
 
 
 @dataclass(frozen=True)
@@ -148,7 +158,8 @@ class TokenParams:
             with T.serial(share.count) as i:
                 with T.serial(LANES) as token:
                     self._extremes(block, tile, share.first + i, token, sides)
-                for at in range(0, LANES, self.lanes):
+                with T.serial(LANES // self.lanes) as vector_at:
+                    at = T.bind(vector_at * self.lanes)
                     params = self._params(block, tile, share.first + i, at, sides)
                     vector.store(share.zeros, [i * LANES + at], params.zero)
                     vector.store(share.inverses, [i * LANES + at], params.inverse)
@@ -168,11 +179,11 @@ class TokenParams:
         for side, combine in zip(sides, (T.min, T.max), strict=True):
             total = values[0]
             for value in values[1:]:
-                total = combine(total, value)
+                total = T.bind(combine(total, value))
             vector.store(side, [token * self.lanes], total)
 
     def _params(
-        self, block: Block, tile: Expr, group: Expr, at: int, sides: list[Buffer]
+        self, block: Block, tile: Expr, group: Expr, at: Expr, sides: list[Buffer]
     ) -> Params:
         """Return the params of the tokens from ``at`` on, and store their bits."""
         low, high = (
@@ -185,7 +196,7 @@ class TokenParams:
         vector.store(block.params, [row + self.tokens], params.zero_bits)
         return params
 
-    def _across(self, combine: Callable[[Expr, Expr], Expr], side: Buffer, first: int) -> Expr:
+    def _across(self, combine: Callable[[Expr, Expr], Expr], side: Buffer, first: Expr) -> Expr:
         """Return a vector of the tokens from ``first`` on."""
         float32 = kind("float32", self.lanes)
         return fold(combine, lambda i: side.vload([(first + i) * self.lanes], float32), self.lanes)

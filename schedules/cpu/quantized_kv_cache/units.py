@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wattune.ops.kv_quantization import QUAD
 
 
 @dataclass(frozen=True)
 class Unit:
-    """``vectors`` vectors of ``lanes`` channels, from channel ``start`` of every field on.
+    """``vectors`` vectors of ``lanes`` channels of every field, ``count`` times from ``start`` on.
 
     Four vectors become quads in as many 32-bit lanes as a vector has.
     """
@@ -17,6 +17,7 @@ class Unit:
     start: int
     lanes: int
     vectors: int
+    count: int = 1
 
     @property
     def channels(self) -> int:
@@ -29,15 +30,21 @@ class Unit:
         return self.channels // QUAD
 
 
-def units_of(width: int, lanes: int) -> tuple[Unit, ...]:
-    """Take ``width`` channels, a multiple of 4, apart; the widest units first."""
+def units_of(width: int, lanes: int, loops: bool = True) -> tuple[Unit, ...]:
+    """Take ``width`` channels, a multiple of 4, apart; the widest units first.
+
+    With ``loops`` equal units are one with a count.
+    """
     found, start = [], 0
     while start < width:
         left = width - start
         while lanes > QUAD and QUAD * lanes > left:
             lanes //= 2
-        found.append(Unit(start, lanes, QUAD if QUAD * lanes <= left else 1))
-        start += found[-1].channels
+        unit = Unit(start, lanes, QUAD if QUAD * lanes <= left else 1)
+        if loops:
+            unit = replace(unit, count=left // unit.channels)
+        found.append(unit)
+        start += unit.count * unit.channels
     return tuple(found)
 
 

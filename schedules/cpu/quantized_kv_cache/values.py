@@ -61,7 +61,7 @@ class ValueTiles:
             codes = []
             for t in range(QUAD * f, QUAD * f + QUAD):
                 x = block.rows.natural(block.source, block.row(token + t) + at, lanes)
-                codes.append(self.quantizer.codes(x, *params[t], lanes))
+                codes.append(self.quantizer.codes(x, params[t][0], params[t][1], lanes))
             fields.append(self.quantizer.narrow(codes, lanes))
         merged = self.quantizer.merge(fields, QUAD * lanes)
         if self.quantizer.packs:
