@@ -36,15 +36,20 @@ class TorchAttention(Case):
         self.problem: Any = self.data.problem
         self.moved = setup.moved
         self.q = tensor(self.torch, self.data.q).transpose(1, 2)
+        arrays = self.arrays(setup)
         self.sets = [
             {name: tensor(self.torch, array) for name, array in views.items()}
-            for views in rotate(self.arrays(setup), setup.footprint, self.moved)
+            for views in rotate(arrays, setup.footprint, self.read_bytes(arrays))
         ]
         self.copies = len(self.sets)
 
     def arrays(self, setup: Setup) -> dict[str, Array]:
         """Return what rotates."""
         return self.data.caches
+
+    def read_bytes(self, arrays: dict[str, Array]) -> int:
+        """Return how much of the arrays a call reads."""
+        return self.moved
 
     @abstractmethod
     def call(self, copy: int) -> Any:

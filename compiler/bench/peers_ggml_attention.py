@@ -52,7 +52,9 @@ class FlashAttention(Case):
 
     def _starts(self, setup: Setup, packed: list[Bytes]) -> list[NDArray[np.int64]]:
         sizes = {str(i): data.size for i, data in enumerate(packed)}
-        starts = places(sizes, setup.footprint, self.moved)
+        # Of its own format: more than the problem must move where that has fewer bits.
+        seen = (self.keys.stop - self.keys.start) / max(1, self.data.problem.context)
+        starts = places(sizes, setup.footprint, int(seen * sum(sizes.values())))
         apart = all(
             b - a >= sizes[name] for name, s in starts.items() for a, b in pairwise(sorted(s))
         )

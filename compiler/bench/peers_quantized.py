@@ -39,6 +39,10 @@ class Dequantize(TorchAttention):
             found[f"{which}_params"] = np.ascontiguousarray(scales)
         return found
 
+    def read_bytes(self, arrays: dict[str, Array]) -> int:
+        """Return the bytes of all: they are more than the problem must move."""
+        return sum(array.nbytes for array in arrays.values())
+
     def call(self, copy: int) -> Sequence[Any]:
         """Return the output of all requests."""
         views = self.sets[copy]

@@ -151,6 +151,7 @@ def test_dequantised_peers(name: str, key_groups: str) -> None:
         ("ggml_flash_f16", many(DENSE, layout="NHD", soft_cap=20.0)),
         ("ggml_flash_q8_0", many(QUANTIZED, format="int8")),
         ("ggml_flash_f16", QUANTIZED),
+        ("ggml_flash_q8_0", many(QUANTIZED, format="int2")),
     ],
     ids=str,
 )
