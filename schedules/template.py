@@ -121,6 +121,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "wattune.schedules.cpu.selection",
         "wattune.schedules.cpu.kv_cache",
         "wattune.schedules.cpu.quantized_attention",
+        "wattune.schedules.cpu.quantized_kv_cache",
     ),
     "cuda": (),
 }
