@@ -1,18 +1,13 @@
-"""What the templates of this package share: nothing is packed, rows are cut into vectors."""
+"""What the templates of this package share: rows are cut into vectors and spread over threads."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.ops import operator
-from wattune.schedules.program import Tensors, tensor_program
-from wattune.schedules.space import Knob, Value, powers_of_two
-from wattune.schedules.target import Target
-from wattune.schedules.template import Layout, Template
+from wattune.schedules.space import Knob, powers_of_two
 
 Expr = Any
 Buffer = Any
@@ -20,33 +15,6 @@ Buffer = Any
 _MOST_GRAIN = 1024
 # A task moves at least this much by default: about what starting a thread's share costs.
 _TASK_BYTES = 32 << 10
-
-
-class PlainTemplate(Template):
-    """A template in plain vector arithmetic; a subclass adds ``space``, ``body`` and ``counts``."""
-
-    def layout(self, problem: Any, values: Mapping[str, Value]) -> Layout:
-        """No argument is packed."""
-        return Layout.make("plain")
-
-    def pack(self, problem: Any, values: Mapping[str, Value]) -> dict[str, Any]:
-        """No argument is packed."""
-        return {}
-
-    def sizes(self, problem: Any, target: Target, values: Mapping[str, Value]) -> dict[str, int]:
-        """No size is the schedule's."""
-        return {}
-
-    def lower(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Any:
-        """Return the kernel."""
-        arguments = operator(self.operator).arguments(problem)
-        return tensor_program(arguments, {}, self.body(problem, target, values))
-
-    @abstractmethod
-    def body(
-        self, problem: Any, target: Target, values: Mapping[str, Value]
-    ) -> Callable[[Tensors], None]:
-        """Return what emits the kernel's statements."""
 
 
 def grain_knob(row_bytes: int) -> Knob:

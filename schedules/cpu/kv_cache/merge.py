@@ -22,13 +22,13 @@ from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.kv_cache.base import (
     Buffer,
     Expr,
-    PlainTemplate,
     fitting,
     flat,
     grain_knob,
     spread,
     starts,
 )
+from wattune.schedules.cpu.plain import PlainTemplate
 from wattune.schedules.program import Tensors
 from wattune.schedules.space import Knob, Space, Value
 from wattune.schedules.target import Target

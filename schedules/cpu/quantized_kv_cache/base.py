@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tvm.script import tirx as T
 
-from wattune.ops import operator
 from wattune.ops.kv_cache_quantize import QuantizedCacheProblem
 from wattune.ops.quantized_kv_cache import QuantizedKVCache
+from wattune.schedules.cpu.plain import PlainTemplate
 from wattune.schedules.cpu.quantized_kv_cache.packer import Packer
 from wattune.schedules.cpu.quantized_kv_cache.rows import Block, flat
-from wattune.schedules.program import Tensors, tensor_program
+from wattune.schedules.program import Tensors
 from wattune.schedules.space import Knob, Value
 from wattune.schedules.target import Target
-from wattune.schedules.template import Layout, Template
 
 Expr = Any
 Buffer = Any
 
 
-class CacheTemplate(Template):
+class CacheTemplate(PlainTemplate):
     """A template of a class of CPUs.
 
     A subclass names the ``features`` it needs, its widest vector and what the vectors can do, and
@@ -38,29 +36,6 @@ class CacheTemplate(Template):
     def applies(self, problem: Any, target: Target) -> bool:
         """Say whether the target has the instructions."""
         return target.has(*self.features)
-
-    def layout(self, problem: Any, values: Mapping[str, Value]) -> Layout:
-        """No argument is packed ahead."""
-        return Layout.make("plain")
-
-    def pack(self, problem: Any, values: Mapping[str, Value]) -> dict[str, Any]:
-        """No argument is packed ahead."""
-        return {}
-
-    def sizes(self, problem: Any, target: Target, values: Mapping[str, Value]) -> dict[str, int]:
-        """No size is the schedule's."""
-        return {}
-
-    def lower(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Any:
-        """Return the kernel."""
-        body = self.body(problem, target, values)
-        return tensor_program(operator(self.operator).arguments(problem), {}, body)
-
-    @abstractmethod
-    def body(
-        self, problem: Any, target: Target, values: Mapping[str, Value]
-    ) -> Callable[[Tensors], None]:
-        """Return what emits the kernel's statements."""
 
     def packing_knobs(self) -> tuple[Knob, ...]:
         """Return the knobs of a `Packer`."""

@@ -1,25 +1,23 @@
-"""What the templates of block selection share: nothing is packed, tasks spread over threads."""
+"""What the templates of block selection share: plain vectors, tasks spread over threads."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.ops import operator
+from wattune.schedules.cpu.plain import PlainTemplate
 from wattune.schedules.cpu.selection.values import lane_counts
-from wattune.schedules.program import Tensors, tensor_program
-from wattune.schedules.space import Knob, Value
+from wattune.schedules.program import Tensors
+from wattune.schedules.space import Knob
 from wattune.schedules.target import Target
-from wattune.schedules.template import Layout, Template
 
 # Rows must be a multiple of this: two bfloat16 values in each of four lanes.
 ROW = 8
 
 
-class VectorTemplate(Template):
+class VectorTemplate(PlainTemplate):
     """A template in plain vector arithmetic, for any target that LLVM knows.
 
     A subclass adds ``space``, ``body`` and ``counts``.
@@ -30,30 +28,6 @@ class VectorTemplate(Template):
         widths = (problem.head_dim, getattr(problem, "gate_dim", ROW))
         halves = problem.dtype != "float16" or target.arch != "x86_64" or target.has("f16c")
         return halves and all(width % ROW == 0 for width in widths)
-
-    def layout(self, problem: Any, values: Mapping[str, Value]) -> Layout:
-        """No argument is packed."""
-        return Layout.make("plain")
-
-    def pack(self, problem: Any, values: Mapping[str, Value]) -> dict[str, Any]:
-        """No argument is packed."""
-        return {}
-
-    def sizes(self, problem: Any, target: Target, values: Mapping[str, Value]) -> dict[str, int]:
-        """No size is the schedule's; templates with a workspace say its bytes."""
-        return {}
-
-    def lower(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Any:
-        """Return the kernel."""
-        sizes = self.sizes(problem, target, values)
-        body = self.body(problem, target, values)
-        return tensor_program(operator(self.operator).arguments(problem), sizes, body)
-
-    @abstractmethod
-    def body(
-        self, problem: Any, target: Target, values: Mapping[str, Value]
-    ) -> Callable[[Tensors], None]:
-        """Return what emits the kernel's statements."""
 
 
 def lanes_knob(target: Target) -> Knob:
