@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
-from tests.schedules.attention import check
+from tests.schedules.attention import check, run, values_of
+from tests.schedules.kernels import run_kernel
 
-from wattune.ops import SelectBlocks, SelectUnion
+from wattune.ops import SelectBlocks, SelectUnion, operator
+from wattune.schedules.target import Target
+from wattune.schedules.template import templates_for
 
-PROBLEMS: tuple[tuple[SelectBlocks, dict[str, Any]], ...] = (
+BLOCKS: tuple[tuple[SelectBlocks, dict[str, Any]], ...] = (
     (SelectBlocks(5, 3000, 3, block_size=16, token_budget=320), {}),
     (SelectBlocks(5, 3000, 3, 20, block_size=16, token_budget=320, sink_blocks=2), {"groups": 0}),
     (SelectBlocks(5, 9000, 2, block_size=1, method="fraction", fraction=0.01), {"chunk": 1024}),
-    (
-        SelectBlocks(5, 3000, 3, block_size=16, method="fraction", sink_blocks=1),
-        {"lanes": 4, "groups": 8},
-    ),
+    (SelectBlocks(5, 3000, 3, block_size=16, method="fraction", sink_blocks=1), {"lanes": 4}),
     (SelectBlocks(5, 3000, 3, block_size=16, method="threshold"), {}),
     (SelectBlocks(5, 3000, 4, 7, block_size=16, method="threshold", local_blocks=2), {}),
     (SelectBlocks(3, 100, 2, block_size=7, token_budget=21, query_tokens=9), {}),
     (SelectBlocks(3, 700, 2, block_size=1, token_budget=700, sink_blocks=5, local_blocks=9), {}),
     (SelectBlocks(3, 37, 3, block_size=64, local_blocks=0), {}),
 )
-
-
-@pytest.mark.parametrize(("problem", "knobs"), PROBLEMS, ids=str)
-def test_select_blocks(problem: SelectBlocks, knobs: dict[str, Any]) -> None:
-    check(problem, **knobs)
-
-
 UNIONS: tuple[tuple[SelectUnion, dict[str, Any]], ...] = (
     (SelectUnion(4, 300, 5, token_budget=64), {}),
     (SelectUnion(3, 5000, 6, 2, token_budget=700), {"chunk": 1024}),
@@ -40,6 +35,97 @@ UNIONS: tuple[tuple[SelectUnion, dict[str, Any]], ...] = (
 )
 
 
-@pytest.mark.parametrize(("problem", "knobs"), UNIONS, ids=str)
-def test_select_union(problem: SelectUnion, knobs: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("problem", "knobs"), (*BLOCKS, *UNIONS), ids=str)
+def test_matches_the_reference(problem: Any, knobs: dict[str, Any]) -> None:
+    if "lanes" in knobs and problem.operator == "select_blocks":
+        knobs = {**knobs, "groups": 8}
     check(problem, **knobs)
+
+
+def scored(rows: Any, lengths: list[int], **fields: Any) -> dict[str, Any]:
+    """Run rows [requests, scores] of one head, a block a token, and compare with the reference."""
+    scores = np.asarray(rows, np.float32)[:, None]
+    fields = {"block_size": 1, "local_blocks": 0, **fields}
+    problem = SelectBlocks(len(scores), scores.shape[-1], 1, **fields)
+    inputs = {"scores": scores, "seq_lens": np.array(lengths, np.int32)}
+    found = run(problem, inputs)
+    expected = operator(problem.operator).reference(problem, inputs)
+    for name, want in expected.items():
+        np.testing.assert_array_equal(found[name], want)
+    return found
+
+
+def test_hard_rows() -> None:
+    rng = np.random.default_rng(0)
+    wide = np.full((12, 333), -np.inf, np.float32)
+    wide[0] = 1.5
+    wide[1] = np.nan
+    wide[2, 7::50] = 0.0
+    wide[3] = np.where(rng.random(333) < 0.5, 0.0, -0.0)
+    wide[4] = np.where(rng.random(333) < 0.1, np.inf, np.nan)
+    # Neighbouring floats, tiny and huge numbers of both signs.
+    wide[5] = (np.arange(333) - 166).astype(np.int32).view(np.float32)
+    wide[6] = rng.integers(0, 1 << 32, 333, dtype=np.uint32).view(np.float32)
+    wide[7] = np.float32(1) + np.arange(333, dtype=np.float32) * np.float32(2**-23)
+    wide[8] = -np.arange(333)
+    wide[9] = np.arange(333)
+    wide[10] = rng.integers(0, 3, 333)
+    lengths = [333, 333, 333, 333, 333, 333, 333, 333, 333, 333, 333, 0]
+    scored(wide, lengths, token_budget=40)
+    scored(wide, [length // 2 for length in lengths], token_budget=40, sink_blocks=3)
+    scored(wide, lengths, token_budget=333, local_blocks=2)
+    scored(wide, lengths, token_budget=30, local_blocks=2, sink_blocks=2, forced="inside")
+
+
+def test_threshold_of_infinite_scores() -> None:
+    inf, nan = np.inf, np.nan
+    rows = [[0, inf, 4, inf], [nan, -inf, nan, -inf], [nan, 2, -inf, 1.9], [0, 0, 0, 0]]
+    found = scored(rows, [4] * 4, method="threshold", threshold=0.3)
+    assert found["block_counts"][:, 0].tolist() == [2, 0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        SelectBlocks(3, 300, 2, 20, block_size=4, method="fraction", fraction=0.1),
+        SelectBlocks(3, 300, 2, 20, block_size=4, method="threshold"),
+        SelectBlocks(3, 300, 2, block_size=4, token_budget=64, sink_blocks=1),
+        SelectUnion(3, 300, 4, token_budget=64),
+    ],
+    ids=str,
+)
+def test_contexts_beyond_the_bucket_and_fewer_requests(problem: Any) -> None:
+    target = Target.native(1)
+    template, values = values_of(problem, target, chunk=1024)
+    op = operator(problem.operator)
+    longer = dataclasses.replace(problem, context=9000, batch=2)
+    inputs = op.verification_inputs(longer, np.random.default_rng(0))
+    inputs["seq_lens"][1] = 8901
+    found = run_kernel(problem, target, template, values, inputs)
+    for name, want in op.reference(longer, inputs).items():
+        np.testing.assert_array_equal(found[name], want)
+
+
+@pytest.mark.parametrize("target", [Target.parse("cpu:generic", 2), Target.parse("cpu:avx2")])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        SelectBlocks(3, 1000, 3, block_size=4, token_budget=80, query_tokens=2),
+        SelectBlocks(3, 1000, 3, block_size=4, method="threshold"),
+        SelectUnion(3, 300, 4, token_budget=64),
+    ],
+    ids=str,
+)
+def test_other_targets(problem: Any, target: Target) -> None:
+    check(problem, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", [BLOCKS[0][0], BLOCKS[5][0], UNIONS[1][0]], ids=str)
+def test_sampled_schedules(problem: Any) -> None:
+    target = Target.native(1)
+    space = templates_for(problem, target)[0].space(problem, target)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        knobs: dict[str, Any] = space.sample(rng) or {}
+        check(problem, **knobs)

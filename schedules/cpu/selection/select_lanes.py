@@ -59,8 +59,11 @@ class Lanes:
     def compressed(self, values: Expr, chosen: Expr) -> Expr:
         """Move the chosen lanes to the front (vpcompressd, or a store for each lane)."""
         dtype = str(values.ty.dtype)
-        zero = self.each(0.0) if dtype == self.f32 else self.each_int(0)
-        return vector._intrinsic("llvm.experimental.vector.compress", dtype, values, chosen, zero)
+        # As integers: without AVX-512, LLVM 22 fails on floats with a passed-through zero.
+        bits = values if dtype == self.i32 else T.reinterpret(self.i32, values)
+        name = "llvm.experimental.vector.compress"
+        packed = vector._intrinsic(name, self.i32, bits, chosen, self.each_int(0))
+        return packed if dtype == self.i32 else T.reinterpret(dtype, packed)
 
     def counted(self, chosen: Expr) -> Expr:
         """Count the chosen lanes (popcnt of a mask)."""
