@@ -19,7 +19,8 @@ from wattune.schedules.cpu import amx, math, vector
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.attention.plan import Areas
 from wattune.schedules.cpu.quantized_attention.kernel import QuantizedKernel, QuantizedOwn
-from wattune.schedules.cpu.quantized_attention.keys import Codes, Keys, Queries, field_of
+from wattune.schedules.cpu.quantized_attention.keys import Keys, Queries, field_of
+from wattune.schedules.cpu.quantized_attention.packed import Codes
 from wattune.schedules.cpu.quantized_attention.plan import QuantizedPlan
 from wattune.schedules.cpu.quantized_attention.product import BLOCK, QUAD
 from wattune.schedules.cpu.quantized_attention.values import PackedValues, Weights

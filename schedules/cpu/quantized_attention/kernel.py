@@ -21,7 +21,8 @@ from wattune.schedules.cpu.attention.softmax import Mask, Softmax
 from wattune.schedules.cpu.attention.streams import Item
 from wattune.schedules.cpu.attention.values import FmaValues
 from wattune.schedules.cpu.attention.walk import Walk
-from wattune.schedules.cpu.quantized_attention.keys import Codes, Keys, Queries
+from wattune.schedules.cpu.quantized_attention.keys import Keys, Queries
+from wattune.schedules.cpu.quantized_attention.packed import Codes, PackedCache
 from wattune.schedules.cpu.quantized_attention.plan import QuantizedPlan
 from wattune.schedules.cpu.quantized_attention.residual import Residual
 from wattune.schedules.cpu.quantized_attention.tiles import (
@@ -104,8 +105,8 @@ class QuantizedKernel(Walk[QuantizedOwn]):
     def open(self, tensors: Tensors) -> None:
         """Declare views of the tensors."""
         self.memory = QuantizedMemory(tensors, self.scratch)
-        names = ("k_codes", "k_params", "k_residual", "v_codes", "v_params", "v_residual")
-        self.cache = {name: flat(tensors[name]) for name in names}
+        self.packed = [PackedCache(self.quantized, tensors, which) for which in "kv"]
+        self.rest = [flat(tensors[f"{which}_residual"]) for which in "kv"]
         listed = self.quantized.problem.block_size
         self.stream = (ListedTiles if listed else DenseTiles)(
             self.quantized, tensors, self.memory.shared("counts")
@@ -152,70 +153,33 @@ class QuantizedKernel(Walk[QuantizedOwn]):
                     self._residual(own, item, tile, start, packed)
         self.packed_values.finish(own.weights, own.sums)
 
-    def _codes(self, item: Item, which: str, start: Expr, ahead: Expr) -> Codes:
-        """Return where a tile's keys ("k") or values ("v") lie."""
-        cache = self.quantized.cache
-        blocks = self._blocks(item)
-        first = T.bind(blocks * cache.block_tokens + start)
-        size = cache.width(which) * cache.bits // 8
-        if cache.per_channel(which):
-            at = first // cache.group_size * (2 * cache.width(which))
-        else:
-            groups = cache.width(which) // cache.group_size
-            block, token = start // cache.block_tokens, start % cache.block_tokens
-            at = (blocks + block) * (2 * groups * cache.block_tokens) + token
-        distance = T.cast(ahead - start // self.quantized.tile, "int64")
-        return Codes(
-            self.cache[f"{which}_codes"].part(first * size),
-            self.cache[f"{which}_params"].part(at),
-            T.bind(distance * (self.quantized.tile * size)),
-        )
-
-    def _blocks(self, item: Item) -> Expr:
-        """Return how many packed blocks lie before an item's."""
-        heads = T.cast(item.request, "int64") * self.quantized.problem.kv_heads + item.head
-        return T.bind(heads * self.tensors.sizes["packed_blocks"])
-
     def _packed(self, own: QuantizedOwn, item: Item, tile: Tile, start: Expr, ahead: Expr) -> None:
         """Emit a tile of packed keys and values."""
         plan = self.quantized
-        keys, values = (self._codes(item, which, start, ahead) for which in ("k", "v"))
-        if plan.per_channel:
-            spans = plan.tile // plan.span
-            with T.serial(spans) as span:
-                self._channel_params(own, keys, start, span)
-                at = T.bind(span * plan.span)
-                self.packed_keys.emit(keys, own.queries, own.weights.scores, at, own.params)
-        else:
-            self._widen(own.params, keys.params, plan.key_groups)
-            zero = T.int32(0)
-            self.packed_keys.emit(keys, own.queries, own.weights.scores, zero, own.params)
+        keys, values = (cache.tile(item, start, ahead) for cache in self.packed)
+        scores = own.weights.scores
+        with T.serial(plan.tile // plan.span) as span:
+            at = T.bind(span * plan.span)
+            if plan.per_channel:
+                self._query_numbers(own, keys, start, span)
+            else:
+                self.packed[0].widen(keys, own.params, T.int32(0))
+            self.packed_keys.emit(keys, own.queries, scores, at, own.params)
         self._softmax(own, item, tile, start)
-        self._widen(own.params, values.params, plan.value_groups)
+        self.packed[1].widen(values, own.params, T.int32(0))
         with T.serial(self.plan.item_rows) as row:
             self.packed_values.numbers(own.weights, row, own.params)
         self.packed_values.emit(values, own.weights, own.sums)
 
-    def _channel_params(self, own: QuantizedOwn, keys: Codes, start: Expr, span: Expr) -> None:
+    def _query_numbers(self, own: QuantizedOwn, keys: Codes, start: Expr, span: Expr) -> None:
         """Bring the scales of a group of tokens into the queries, unless they are there."""
-        plan, width = self.quantized, self.quantized.problem.head_dim
+        plan = self.quantized
         group = T.bind((start + span * plan.span) // plan.problem.group_size)
         with T.If(own.group.load(0) != group), T.Then():
             own.group.store(0, group)
-            at = T.bind(span * (2 * width))
-            with T.serial(2 * width // LANES) as i:
-                half = keys.params.load(at + i * LANES, LANES)
-                own.params.store(i * LANES, T.cast(half, "float32x16"))
+            self.packed[0].widen(keys, own.params, T.bind(span * (2 * plan.problem.head_dim)))
             with T.serial(self.plan.item_rows) as row:
                 self.packed_keys.numbers(own.queries, row, own.params)
-
-    def _widen(self, into: Region, params: Region, groups: int) -> None:
-        """Convert the params of a tile's tokens: for each group scales, then zeros."""
-        plan = self.quantized
-        with T.serial(2 * groups) as i:
-            for token in range(0, plan.tile, LANES):
-                half = params.load(i * plan.problem.block_tokens + token, LANES)
-                into.store(i * plan.tile + token, T.cast(half, "float32x16"))
 
     def _residual(
         self, own: QuantizedOwn, item: Item, tile: Tile, start: Expr, packed: Expr
@@ -226,8 +190,9 @@ class QuantizedKernel(Walk[QuantizedOwn]):
         low = T.bind(T.max(tile.low, start))
         count = T.bind(T.min(tile.high, start + plan.tile) - low)
         row = T.bind(heads * tokens + (low - packed))
+        widths = (plan.problem.head_dim, plan.problem.value_dim)
         keys, values = (
-            self.cache[f"{which}_residual"].part(row * plan.cache.width(which)) for which in "kv"
+            rows.part(row * width) for rows, width in zip(self.rest, widths, strict=True)
         )
         scores, slot = own.weights.scores, T.bind(low - start)
         self.residual.hide(scores)

@@ -14,20 +14,12 @@ from tvm.script import tirx as T
 from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.quantized_attention.lanes import across, first, fold
+from wattune.schedules.cpu.quantized_attention.packed import Codes
 from wattune.schedules.cpu.quantized_attention.plan import STEP, QuantizedPlan, Segment
 from wattune.schedules.cpu.quantized_attention.product import BLOCK, Sums
 from wattune.schedules.cpu.vector import BYTES, LANES
 
 Expr = Any
-
-
-@dataclass(frozen=True)
-class Codes:
-    """Where a tile's codes and params lie, and how far on (in bytes) the codes to prefetch."""
-
-    codes: Region
-    params: Region
-    ahead: Expr
 
 
 @dataclass(frozen=True)
@@ -132,15 +124,19 @@ class Keys:
     def _segment(self, tile: Codes, step: _Step, sums: Sums, segment: Segment) -> None:
         """Add the products of some fields of a run of vectors."""
         plan = self.plan
-        rest, whole = segment.first, (segment.end - segment.first) // STEP
-        # A loop takes quads of whole blocks of numbers.
-        if whole > 1 and segment.first % STEP == 0 and plan.channel(1, 0) % BLOCK == 0:
+        rest, count = segment.first, segment.end - segment.first
+        # A loop takes quads of whole blocks of numbers, or the halves of one block. Without a
+        # loop, LLVM loads every number before the loop over steps, and spills them all.
+        size = STEP if count > STEP else STEP // 2
+        whole = count // size if size == STEP or count == STEP else 0
+        if whole and segment.first % STEP == 0 and plan.channel(1, 0) % BLOCK == 0:
+            words = plan.product.quad(BLOCK) if size == STEP else plan.product.quad(BLOCK // 2)
             with sums.loop(whole) as block:
-                rows = [row.part(block * plan.product.words(BLOCK)) for row in step.numbers]
-                lines = [line.part(block * (STEP * BYTES)) for line in step.lines]
-                for i in range(segment.first, segment.first + STEP):
+                rows = [row.part(block * words) for row in step.numbers]
+                lines = [line.part(block * (size * BYTES)) for line in step.lines]
+                for i in range(segment.first, segment.first + size):
                     self._vector(tile, lines, rows, sums, segment.fields, i)
-            rest += whole * STEP
+            rest += whole * size
         for i in range(rest, segment.end):
             self._vector(tile, step.lines, step.numbers, sums, segment.fields, i)
 

@@ -13,8 +13,9 @@ from tvm.script import tirx as T
 
 from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.attention.memory import Region
-from wattune.schedules.cpu.quantized_attention.keys import Codes, field_of
+from wattune.schedules.cpu.quantized_attention.keys import field_of
 from wattune.schedules.cpu.quantized_attention.lanes import across, first
+from wattune.schedules.cpu.quantized_attention.packed import Codes
 from wattune.schedules.cpu.quantized_attention.plan import QuantizedPlan
 from wattune.schedules.cpu.quantized_attention.product import BLOCK, QUAD, Sums
 from wattune.schedules.cpu.vector import BYTES, LANES
