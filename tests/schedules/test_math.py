@@ -32,13 +32,13 @@ def evaluate(name: str, x: Real, target: Target, lanes: int) -> Real:
             value = tensors["x"].vload([i * lanes], kind) if lanes > 1 else tensors["x"][i]
             vector.store(tensors["y"], [i * lanes], function(T.bind(value), lanes))
 
-    arguments = [
-        Argument(n, ("count",), "float32", r) for n, r in (("x", "input"), ("y", "output"))
-    ]
-    found = np.full_like(x, np.nan)
-    compile_function(tensor_program(arguments, {}, body), target)(
-        from_dlpack(x), from_dlpack(found)
+    arguments = (
+        Argument("x", ("count",), "float32", "input"),
+        Argument("y", ("count",), "float32", "output"),
     )
+    found = np.full_like(x, np.nan)
+    kernel = compile_function(tensor_program(arguments, {}, body), target)
+    kernel(from_dlpack(x), from_dlpack(found))
     return found
 
 

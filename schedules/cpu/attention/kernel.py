@@ -119,27 +119,34 @@ class Kernel(Walk[Own]):
 
     def _tile(self, own: Own) -> None:
         """Emit one tile: every group of rows against its keys and values."""
-        plan, tiles = self.plan, own.tiles
-        ahead = tiles.rows.part(min(plan.prefetch, plan.block))
-        count, masked = (T.bind(flag.load(0)) for flag in (tiles.counts, tiles.masked))
+        plan = self.plan
+        ahead = own.tiles.rows.part(min(plan.prefetch, plan.block)) if plan.prefetch else None
         for fold, start, groups in plan.folds:
-            quantum = plan.quantum(fold) * fold.keys
-            quanta = T.bind((count + (quantum - 1)) // quantum)
-            with T.serial(groups) as group:
-                row = T.bind(start + group * fold.rows)
-                at = T.bind((start // plan.rows + group) * plan.lanes)
-                # The first group of rows asks for all that is ahead.
-                fresh = None if plan.groups == 1 else row == 0
-                keys = Operand(self.keys, tiles.rows, ahead, fresh)
-                values = Operand(self.cached_values, tiles.rows, ahead, fresh)
-                self.scores.emit(fold, keys, own.query, row, own.scores, quanta)
-                self._mask(fold, own, tiles.positions, own.limits.part(at), masked, quanta)
-                softmax = Softmax(plan, fold)
-                weights = own.scores if self.values.in_place else own.weights
-                keep = partial(self.values.keep, weights)
-                softmax.emit(own.scores, own.state.part(2 * at), own.factors, quanta, keep)
-                sums = own.sums.part(row * self.values.total_lanes)
-                self.values.emit(fold, values, weights, own.factors, sums, quanta)
+            # The first group of rows asks for all that is ahead, the others for nothing.
+            first = 1 if start == 0 and ahead is not None else 0
+            if first:
+                self._group(own, fold, T.int32(0), ahead)
+            if groups > first:
+                with T.serial(groups - first) as group:
+                    self._group(own, fold, T.bind(start + (group + first) * fold.rows), None)
+
+    def _group(self, own: Own, fold: Fold, row: Expr, ahead: Region | None) -> None:
+        """Emit a group of rows, from ``row`` on, against a tile."""
+        plan, tiles = self.plan, own.tiles
+        count, masked = (T.bind(flag.load(0)) for flag in (tiles.counts, tiles.masked))
+        quantum = plan.quantum(fold) * fold.keys
+        quanta = T.bind((count + (quantum - 1)) // quantum)
+        at = T.bind(row // plan.rows * plan.lanes)
+        keys = Operand(self.keys, tiles.rows, ahead)
+        values = Operand(self.cached_values, tiles.rows, ahead)
+        self.scores.emit(fold, keys, own.query, row, own.scores, quanta)
+        self._mask(fold, own, tiles.positions, own.limits.part(at), masked, quanta)
+        weights = own.scores if self.values.in_place else own.weights
+        keep = partial(self.values.keep, weights)
+        state = own.state.part(2 * at)
+        Softmax(plan, fold).emit(own.scores, state, own.factors, quanta, keep)
+        sums = own.sums.part(row * self.values.total_lanes)
+        self.values.emit(fold, values, weights, own.factors, sums, quanta)
 
     def _mask(
         self, fold: Fold, own: Own, positions: Region, limits: Region, masked: Expr, quanta: Expr

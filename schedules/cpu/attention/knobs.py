@@ -11,6 +11,7 @@ from wattune.schedules.space import Constraint, Knob, Value
 from wattune.schedules.target import Target
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
+COLUMNS = (2, 4, 8)
 # Chunks for each thread: enough to even out ragged requests.
 CHUNKS = 4
 # Registers beside sums: a loaded vector in two parts, a query or weight.
@@ -51,19 +52,23 @@ def knobs(problem: Attention, target: Target) -> tuple[Knob, ...]:
     most = max(r for r in rows if r <= (8 if registers_of(target) > 16 else 4))
     groups = -(-total // most)
     default_rows = min(r for r in rows if r * groups >= total)
+    # Tables of listed keys cost more than those of dense ones: larger tiles.
+    listed = hasattr(problem, "max_blocks") or hasattr(problem, "max_tokens")
+    block = 128 if listed else 32 if Fold(default_rows, lanes).keys >= 16 else 16
+    sums = 24 if registers_of(target) > 16 else 8
     splits = 1
     while target.threads > 1 and problem.kv_heads * splits < CHUNKS * target.threads:
         splits *= 2
     counts = (1, 2, 4, 8, *(() if splits <= 8 else (splits,)))
     return (
-        Knob("block", (16, 32, 64, 128), 32 if Fold(default_rows, lanes).keys >= 16 else 16),
+        Knob("block", (16, 32, 64, 128), block),
         Knob("rows", rows, default_rows),
         Knob("unroll", (1, 2), 1),
-        Knob("columns", (2, 4, 8), 4 if default_rows <= 4 and registers_of(target) > 16 else 2),
-        Knob("stretch", (16, 128), 128),
+        Knob("columns", COLUMNS, max(c for c in COLUMNS if c * default_rows <= sums or c == 2)),
+        Knob("stretch", (16, 128), 16 if listed else 128),
         Knob("splits", counts, splits),
         Knob("split_tokens", (256, 1024), 256),
-        Knob("prefetch", (0, 16, 32), 16),
+        Knob("prefetch", (0, 16, 32, 64), min(32, block)),
         Knob("scores", arithmetic, arithmetic[-1]),
         Knob("values", arithmetic, arithmetic[-1]),
     )
@@ -91,7 +96,11 @@ def constraints(problem: Attention, target: Target) -> tuple[Constraint, ...]:
             lambda v: Fold(int(v["rows"]), lanes).keys * int(v["unroll"]) <= int(v["block"]),
         ),
         Constraint(
-            "prefetch must not exceed block", lambda v: int(v["prefetch"]) <= int(v["block"])
+            "prefetch must be none, or from a stretch to the block",
+            lambda v: (
+                not v["prefetch"]
+                or min(int(v["stretch"]), int(v["block"])) <= int(v["prefetch"]) <= int(v["block"])
+            ),
         ),
         Constraint(
             "a stretch below 128 keys must be smaller than the block",

@@ -7,8 +7,7 @@ register a row and key, and reduces 16 (8, 4) registers at once to one vector of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +26,11 @@ MOST_PRODUCTS = 320
 
 @dataclass(frozen=True)
 class Operand:
-    """A tile of keys or values: the cache, its rows, the rows to prefetch, and whether to."""
+    """A tile of keys or values: the cache, its rows, and those to prefetch, if any."""
 
     cache: Region
     table: Region
-    next: Region
-    fresh: Expr | None = None
+    next: Region | None
 
 
 class Scores(ABC):
@@ -107,16 +105,27 @@ class RegisterScores(Scores):
                 T.bind(keys.table.load(first + key) * plan.problem.head_dim)
                 for key in range(step_keys)
             ]
-            if plan.prefetch:
-                for key in range(step_keys):
-                    prefetch_row(plan, keys, first + key, plan.problem.head_dim)
-            totals = self._products(fold, unroll, keys.cache, bases, query, row)
+
+            # 0, which LLVM cannot know: queries that do not fit registers stay in memory, where
+            # they are aligned; LLVM would copy them to the stack before the loop.
+            zero: Expr = 0
+            if not self._held(fold):
+                zero = T.bind(T.shift_right(keys.table.load(first), T.int64(62)))
+
+            def ahead(key: int, first: Expr = first) -> None:
+                prefetch_row(plan, keys, first + key, plan.problem.head_dim)
+
+            totals = self._products(fold, unroll, keys.cache, bases, query, row + zero, ahead)
             for part in range(unroll):
                 lanes: list[Expr | None] = [None] * plan.lanes
                 for r in range(fold.rows):
                     for k in range(fold.keys):
                         lanes[r * fold.keys + k] = totals[r, part * fold.keys + k]
                 scores.store((step * unroll + part) * plan.lanes, across(lanes, plan.lanes))
+
+    def _held(self, fold: Fold) -> bool:
+        """Say whether a group's queries fit the registers that sums leave."""
+        return fold.rows * self.row_vectors <= (16 if self.plan.lanes == vector.LANES else 4)
 
     def _products(
         self,
@@ -126,8 +135,9 @@ class RegisterScores(Scores):
         bases: Sequence[Expr],
         query: Region,
         row: Expr,
+        ahead: Callable[[int], None],
     ) -> dict[tuple[int, int], Expr]:
-        """Emit the sums of products of each row and key."""
+        """Emit the sums of products of each row and key; ``ahead`` prefetches beside a key."""
         lanes, row_vectors = self.plan.lanes, self.row_vectors
         pairs = [(r, k) for r in range(fold.rows) for k in range(fold.keys * unroll)]
         sums = vector.Registers(len(pairs), "float32")
@@ -142,23 +152,38 @@ class RegisterScores(Scores):
                     total = None if fresh and v == 0 else sums.load(slot[r, k], kind)
                     sums.store(slot[r, k], self.product(total, part, q))
 
+        def group(start: Expr, at: Expr, fresh: bool) -> None:
+            loaded = [self.load(cache, base + start) for base in bases]
+            for v in range(self.vectors):
+                for r in range(fold.rows):
+                    q = T.bind(self.load_query(query, rows[r] + (at * self.vectors + v) * lanes))
+                    for k in range(len(bases)):
+                        total = None if fresh and v == 0 else sums.load(slot[r, k], kind)
+                        sums.store(slot[r, k], self.product(total, loaded[k][v], q))
+
         starts, count = self.starts, len(bases)
         together = max(1, MOST_PRODUCTS // (len(pairs) * self.vectors))
-        if len(starts) <= together:
+        if self._held(fold):
             # Key by key: memory is read in order, as hardware prefetchers like it.
             for k in range(count):
+                ahead(k)
                 for i, start in enumerate(starts):
                     add(k, T.int32(start), T.int32(i), i == 0)
+        elif len(starts) <= together:
+            for i, start in enumerate(starts):
+                for k in range(i * count // len(starts), (i + 1) * count // len(starts)):
+                    ahead(k)
+                group(T.int32(start), T.int32(i), i == 0)
         else:
+            for k in range(count):
+                ahead(k)
             for pair in pairs:
                 sums.store(slot[pair], math.real(0.0, lanes))
             even = len(starts) - (starts[-1] % self.width != 0)
             with T.serial(even) as i:
-                for k in range(count):
-                    add(k, i * self.width, i, False)
+                group(i * self.width, i, False)
             for i in range(even, len(starts)):
-                for k in range(count):
-                    add(k, T.int32(starts[i]), T.int32(i), False)
+                group(T.int32(starts[i]), T.int32(i), False)
         return {pair: sums.load(at, kind) for pair, at in slot.items()}
 
 
@@ -212,13 +237,12 @@ class FmaScores(RegisterScores):
 
 
 def prefetch_row(plan: Plan, operand: Operand, key: Expr, width: int) -> None:
-    """Ask for the columns of a key of the next tile."""
-    fresh = nullcontext() if operand.fresh is None else T.If(operand.fresh)
-    then = nullcontext() if operand.fresh is None else T.Then()
-    with fresh, then:
-        at = T.bind(operand.next.load(key) * width)
-        for column in range(0, width, LINE // plan.size):
-            vector.prefetch(operand.cache.buffer, operand.cache.base + at + column)
+    """Ask for the columns of the key that is ahead of a key, if there is to be one."""
+    if operand.next is None:
+        return
+    at = T.bind(operand.next.load(key) * width)
+    for column in range(0, width, LINE // plan.size):
+        vector.prefetch(operand.cache.buffer, operand.cache.base + at + column)
 
 
 def across(values: Sequence[Expr | None], lanes: int) -> Expr:

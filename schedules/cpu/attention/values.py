@@ -173,8 +173,8 @@ class RegisterValues(Values):
         whole = self.plan.problem.value_dim // self.loader.width
         return -(-whole // groups) + (len(self.starts) - whole)
 
-    def _prefetch(self, values: Operand, at: Expr, keys: Keys, span: Span) -> None:
-        """Ask for a step's share of what is ahead of a stretch.
+    def _prefetch(self, values: Operand, at: Expr, keys: Keys, span: Span, key: int) -> None:
+        """Ask, beside a step's key, for what it is to ask for of what is ahead of a stretch.
 
         Every pass asks for whole rows, in order, of its part of the stretch: hardware prefetchers
         follow, and memory is as busy in the last pass as in the first.
@@ -182,12 +182,14 @@ class RegisterValues(Values):
         width = self.plan.problem.value_dim
         share = -(-keys.step // self.passes)
         for i in range(share):
-            key = T.bind((span.number * keys.most + at) * share + i)
-            ahead = keys.first * keys.step + key
+            if i * keys.step // share // self.keys * self.keys != key:
+                continue
+            number = T.bind((span.number * keys.most + at) * share + i)
+            ahead = keys.first * keys.step + number
             if share * self.passes == keys.step:
                 prefetch_row(self.plan, values, ahead, width)
             else:
-                with T.If(key < keys.most * keys.step), T.Then():
+                with T.If(number < keys.most * keys.step), T.Then():
                     prefetch_row(self.plan, values, ahead, width)
 
     def _places(self, fold: Fold, span: Span) -> list[tuple[Expr, int]]:
@@ -234,9 +236,9 @@ class RegisterValues(Values):
         kind = math.kind("float32", plan.lanes)
         with T.serial(keys.steps) as at:
             first = T.bind((keys.first + at) * step)
-            if plan.prefetch:
-                self._prefetch(values, at, keys, span)
             for key in range(0, step, self.keys):
+                if values.next is not None:
+                    self._prefetch(values, at, keys, span, key)
                 bases = [
                     T.bind(values.table.load(first + key + k) * width + span.start)
                     for k in range(self.keys)
