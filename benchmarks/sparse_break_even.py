@@ -41,6 +41,7 @@ from wattune.schedules.target import Target
 RESULTS = Path(__file__).parent / "results"
 CONTEXTS = tuple(1024 << i for i in range(8))
 HEADS = (32, 8, 128)
+RATIOS = ("dense_over_sum", "least_dense_over_sum")
 # Selection -> the part that makes its scores.
 SELECTIONS = {"resa": "block_score", "seer": "attn_gate"}
 
@@ -70,18 +71,25 @@ def parts(context: int, block_size: int, fraction: float) -> dict[str, Problem]:
 def row(context: int, problems: dict[str, Problem], entries: dict[str, Entry]) -> dict[str, Any]:
     """Return seconds of the parts, and dense over the sum of each selection's."""
     seconds = {name: median(entry.runs) for name, entry in entries.items()}
-    sums = {
-        name: seconds[score] + seconds["select_blocks"] + seconds["sparse"]
-        for name, score in SELECTIONS.items()
-        if {score, "select_blocks", "sparse"} <= seconds.keys()
-    }
+    least = {name: min(entry.runs) for name, entry in entries.items()}
     return {
         "context": context,
         "max_blocks": problems["sparse"].sizes["max_blocks"],
         "seconds": seconds,
-        "least_seconds": {name: min(entry.runs) for name, entry in entries.items()},
+        "least_seconds": least,
         "bytes": {name: operator(p.operator).work(p).bytes for name, p in problems.items()},
-        "dense_over_sum": {n: seconds["dense"] / s for n, s in sums.items() if "dense" in seconds},
+        "dense_over_sum": ratios(seconds),
+        # Of a disturbed run these say more.
+        "least_dense_over_sum": ratios(least),
+    }
+
+
+def ratios(seconds: dict[str, float]) -> dict[str, float]:
+    """Return dense over the sum of the parts, for each selection that has them all."""
+    return {
+        name: seconds["dense"] / (seconds[score] + seconds["select_blocks"] + seconds["sparse"])
+        for name, score in SELECTIONS.items()
+        if {"dense", "sparse", "select_blocks", score} <= seconds.keys()
     }
 
 
@@ -139,9 +147,9 @@ def show(result: dict[str, Any]) -> None:
     last = result["rows"][-1]
     for name, score in SELECTIONS.items():
         start = result["cheaper_from"][name]
-        ratio = last["dense_over_sum"].get(name, 0.0)
         verdict = f"cheaper from {start}" if start else "not cheaper"
-        print(f"{name} ({score}): {verdict}; {ratio:.2f}x at {last['context']}")
+        ratio, least = (last[key].get(name, 0.0) for key in RATIOS)
+        print(f"{name} ({score}): {verdict}; at {last['context']} {ratio:.2f}x, least {least:.2f}x")
 
 
 def main() -> None:
