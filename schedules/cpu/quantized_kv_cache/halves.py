@@ -10,6 +10,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.math import as_integer, as_real, integer, kind, real
 
 Expr = Any
@@ -27,37 +28,41 @@ def to_half(value: Expr, lanes: int, native: bool) -> Expr:
     """Return the float16 bits nearest to finite fp32 values of float16's range, ties to even."""
     if native:
         return T.reinterpret(kind("uint16", lanes), T.cast(value, kind("float16", lanes)))
-    bits = _kept(as_integer(value, lanes), lanes)
+    bits = kept(as_integer(value, lanes))
     sign = T.bitwise_and(bits, integer(_SIGN, lanes))
-    size = _kept(T.bitwise_and(bits, integer(~_SIGN, lanes)), lanes)
+    size = kept(T.bitwise_and(bits, integer(~_SIGN, lanes)))
     small = as_integer(as_real(size, lanes) + real(0.5, lanes), lanes) - integer(_HALF_BITS, lanes)
     odd = T.bitwise_and(T.shift_right(size, integer(_PLACES, lanes)), integer(1, lanes))
     nearest = (1 << (_PLACES - 1)) - 1 - (_BIAS << _MANTISSA)
     normal = T.shift_right(size + integer(nearest, lanes) + odd, integer(_PLACES, lanes))
     found = T.Select(size < integer(_SMALLEST_NORMAL, lanes), small, normal)
     signed = T.bitwise_or(found, T.shift_right(sign, integer(16, lanes)))
-    return T.cast(_kept(signed, lanes), kind("uint16", lanes))
+    return T.cast(signed, kind("uint16", lanes))
 
 
 def from_half(bits: Expr, lanes: int, native: bool) -> Expr:
     """Return the fp32 values of float16 bits."""
     if native:
         return T.cast(T.reinterpret(kind("float16", lanes), bits), kind("float32", lanes))
-    wide = _kept(T.cast(bits, kind("int32", lanes)), lanes)
+    wide = kept(T.cast(bits, kind("int32", lanes)))
     sign = T.shift_left(T.bitwise_and(wide, integer(0x8000, lanes)), integer(16, lanes))
     size = T.shift_left(T.bitwise_and(wide, integer(0x7FFF, lanes)), integer(_PLACES, lanes))
-    size = _kept(size, lanes)
+    size = kept(size)
     # The product is exact, subnormals included.
     scaled = as_integer(as_real(size, lanes) * real(2.0**_BIAS, lanes), lanes)
     exponent = integer(255 << _MANTISSA, lanes)
     infinite = size >= integer(_INFINITE, lanes)
     found = T.Select(infinite, T.bitwise_or(size, exponent), scaled)
-    return T.bind(as_real(T.bitwise_or(found, sign), lanes))
+    return as_real(T.bitwise_or(found, sign), lanes)
 
 
-def _kept(value: Expr, lanes: int) -> Expr:
-    """Return int32 lanes from a name that TVM's analysis of integers does not look behind.
+def kept(value: Expr) -> Expr:
+    """Keep a vector in an array, which LLVM turns into registers, and return what loads it.
 
-    It takes minutes for chains of integer vectors.
+    TVM's passes look behind names that are bound: they take seconds for chains of them.
     """
-    return as_integer(T.bind(as_real(value, lanes)), lanes)
+    dtype = str(value.ty.dtype)
+    scalar, lanes = dtype.rsplit("x", 1)
+    buffer = vector.array(int(lanes), scalar)
+    vector.store(buffer, [0], value)
+    return buffer.vload([0], dtype)

@@ -14,7 +14,7 @@ from tvm.script import tirx as T
 from wattune.ops.kv_quantization import LARGEST
 from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.math import as_integer, integer, kind, real
-from wattune.schedules.cpu.quantized_kv_cache.halves import from_half, to_half
+from wattune.schedules.cpu.quantized_kv_cache.halves import from_half, kept, to_half
 from wattune.schedules.cpu.quantized_kv_cache.packs import pack_quads, to_nearest
 
 Expr = Any
@@ -58,15 +58,15 @@ class Quantizer:
 
     def params(self, low: Expr, high: Expr, lanes: int) -> Params:
         """Return the params of groups with these extremes, which `LIMITS` began."""
-        low = T.bind(T.max(low, real(-LARGEST, lanes)))
+        low = kept(T.max(low, real(-LARGEST, lanes)))
         high = T.min(high, real(LARGEST, lanes))
         steps = (high - low) / real(float(self.levels), lanes)
-        scale_bits = T.bind(to_half(steps, lanes, self.halves))
-        zero_bits = T.bind(to_half(low, lanes, self.halves))
-        scale = T.bind(from_half(scale_bits, lanes, self.halves))
-        zero = T.bind(from_half(zero_bits, lanes, self.halves))
+        scale_bits = kept(to_half(steps, lanes, self.halves))
+        zero_bits = kept(to_half(low, lanes, self.halves))
+        scale = kept(from_half(scale_bits, lanes, self.halves))
+        zero = kept(from_half(zero_bits, lanes, self.halves))
         none = real(0.0, lanes)
-        inverse = T.bind(T.Select(scale > none, real(1.0, lanes) / scale, none))
+        inverse = kept(T.Select(scale > none, real(1.0, lanes) / scale, none))
         return Params(scale_bits, zero_bits, zero, inverse)
 
     def codes(self, x: Expr, zero: Expr, inverse: Expr, lanes: int) -> Expr:

@@ -12,6 +12,7 @@ from wattune.ops.kv_quantization import LANES
 from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.math import kind, real
 from wattune.schedules.cpu.quantized_kv_cache.across import fold
+from wattune.schedules.cpu.quantized_kv_cache.halves import kept
 from wattune.schedules.cpu.quantized_kv_cache.numerics import LIMITS, Params, Quantizer
 from wattune.schedules.cpu.quantized_kv_cache.rows import Block
 from wattune.schedules.cpu.quantized_kv_cache.units import Unit
@@ -102,11 +103,11 @@ class ChannelParams:
 
 
 def _join(vectors: list[Expr], lanes: int) -> Expr:
-    return T.bind(T.Shuffle(vectors, list(range(lanes * len(vectors)))))
+    return kept(T.Shuffle(vectors, list(range(lanes * len(vectors)))))
 
 
 def _part(value: Expr, which: int, lanes: int) -> Expr:
-    return T.bind(T.Shuffle([value], [which * lanes + i for i in range(lanes)]))
+    return kept(T.Shuffle([value], [which * lanes + i for i in range(lanes)]))
 
 
 @dataclass(frozen=True)
