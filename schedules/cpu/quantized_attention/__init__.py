@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from wattune.schedules.cpu.quantized_attention.amx_template import AmxQuantizedAttention
-from wattune.schedules.cpu.quantized_attention.templates import PortableAttention, VnniAttention
+from wattune.schedules.cpu.quantized_attention.templates import (
+    Avx2Attention,
+    PortableAttention,
+    VnniAttention,
+)
 from wattune.schedules.template import Template
 
 TEMPLATES: tuple[Template, ...] = (
     VnniAttention(),
     AmxQuantizedAttention(),
+    Avx2Attention(),
     PortableAttention(),
 )

@@ -10,17 +10,19 @@ from typing import Any
 from wattune.ops import operator
 from wattune.ops.quantized_decode_attention import QuantizedDecodeAttention
 from wattune.schedules.cpu.attention.base import DecodeAttentionTemplate
-from wattune.schedules.cpu.attention.knobs import lanes_of
+from wattune.schedules.cpu.attention.knobs import CHUNKS, ROWS, lanes_of, registers_of
 from wattune.schedules.cpu.attention.plan import Plan
+from wattune.schedules.cpu.quantized_attention.counts import counts
 from wattune.schedules.cpu.quantized_attention.kernel import QuantizedKernel
 from wattune.schedules.cpu.quantized_attention.plan import QuantizedPlan
 from wattune.schedules.cpu.quantized_attention.product import Product
+from wattune.schedules.cpu.vector import LANES
 from wattune.schedules.program import tensor_program
-from wattune.schedules.space import Constraint, Knob, Space, Value, powers_of_two
+from wattune.schedules.space import Constraint, Knob, Space, Value
 from wattune.schedules.target import Target
 from wattune.schedules.template import Counts, Layout, Template
 
-ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
+TILES = (16, 32, 64, 128)
 
 
 class QuantizedAttentionTemplate(Template):
@@ -34,29 +36,62 @@ class QuantizedAttentionTemplate(Template):
         return hashlib.sha256(both.encode()).hexdigest()[:16]
 
     @abstractmethod
-    def product(self, target: Target) -> Product:
+    def product(self, problem: QuantizedDecodeAttention, target: Target) -> Product:
         """Return how codes are multiplied."""
 
     def space(self, problem: QuantizedDecodeAttention, target: Target) -> Space:
-        """Knobs: tile, rows and vectors of a pass, splits, prefetch."""
-        rows = tuple(r for r in ROWS if r <= problem.group * problem.query_tokens)
-        tiles = tuple(t for t in (16, 32, 64, 128) if problem.block_tokens % t == 0)
+        """Knobs: tile, rows and vectors of a pass, splits, prefetch; ``ahead`` counts tiles."""
+        product, registers = self.product(problem, target), registers_of(target)
+        # Registers of a vector of codes, and of its sums for a row.
+        parts = LANES // product.lanes
+        sums = parts * product.terms
+        total = problem.group * problem.query_tokens
+        most = max(1, min(8, (registers - 1 - parts) // sums))
+        # Passes of about as many rows each.
+        even = -(-total // -(-total // most))
+        rows = tuple(r for r in ROWS if r <= total)
+        tiles = tuple(t for t in TILES if problem.block_tokens % t == 0)
+        # Tiles of bytes fit the first cache twice, that in work and that on its way.
+        tile = max(t for t in tiles if t <= (64 if problem.format == "int8" else 128))
+        default_rows = max(r for r in rows if r <= even)
+        columns = 2 if self._fits(2 * default_rows * sums, 2 * parts, registers) else 1
+        splits = 1
+        while target.threads > 1 and problem.kv_heads * splits < CHUNKS * target.threads:
+            splits *= 2
         knobs = (
-            Knob("tile", tiles, max(t for t in tiles if t <= 64)),
-            Knob("rows", rows, max(r for r in rows if r <= 4)),
-            Knob("unroll", (1, 2, 4), 1),
-            Knob("columns", (1, 2, 4), 2),
-            Knob("splits", powers_of_two(1, 64), 1),
-            Knob("split_tokens", (256, 1024, 4096), 1024),
-            Knob("ahead", (0, 1, 2, 4, 6), 1),
+            Knob("tile", tiles, tile),
+            Knob("rows", rows, default_rows),
+            Knob("unroll", (1, 2), 1),
+            Knob("columns", (1, 2, 4), columns),
+            Knob("splits", (1, 2, 4, 8, *(() if splits <= 8 else (splits,))), splits),
+            Knob("split_tokens", (256, 1024), 256),
+            Knob("ahead", (0, 1, 2, 4), 1),
         )
         constraints = (
             Constraint(
                 "unroll vectors of 16 keys must fit a tile and a group of tokens",
-                lambda v: 16 * int(v["unroll"]) <= min(int(v["tile"]), problem.group_size),
+                lambda v: LANES * int(v["unroll"]) <= min(int(v["tile"]), problem.group_size),
+            ),
+            *(
+                Constraint(
+                    f"{parts} * {name} * ({product.terms} * rows + 1) must be below "
+                    f"{registers} vector registers, or rows and {name} 1",
+                    lambda v, name=name: (  # type: ignore[misc]
+                        int(v["rows"]) * int(v[name]) == 1
+                        or self._fits(
+                            int(v["rows"]) * int(v[name]) * sums, int(v[name]) * parts, registers
+                        )
+                    ),
+                )
+                for name in ("unroll", "columns")
             ),
         )
         return Space(self.name, knobs, constraints)
+
+    @staticmethod
+    def _fits(sums: int, codes: int, registers: int) -> bool:
+        """Say whether sums, codes and a quad of numbers fit the registers."""
+        return sums + codes + 1 <= registers
 
     def plan(
         self, problem: QuantizedDecodeAttention, target: Target, values: Mapping[str, Value]
@@ -80,7 +115,7 @@ class QuantizedAttentionTemplate(Template):
         return QuantizedPlan(
             base=base,
             problem=problem,
-            product=self.product(target),
+            product=self.product(problem, target),
             rows=int(values["rows"]),
             unroll=int(values["unroll"]),
             columns=int(values["columns"]),
@@ -114,6 +149,5 @@ class QuantizedAttentionTemplate(Template):
     def counts(
         self, problem: QuantizedDecodeAttention, target: Target, values: Mapping[str, Value]
     ) -> Counts:
-        """Count."""
-        work = operator(self.operator).work(problem)
-        return Counts(bytes={"memory": float(work.bytes)}, operations={"dot": work.operations / 2})
+        """Count what the kernel does."""
+        return counts(self.plan(problem, target, values))

@@ -11,9 +11,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.schedules.cpu import vector
+from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.attention.memory import Region
-from wattune.schedules.cpu.quantized_attention.lanes import across, first, fold
+from wattune.schedules.cpu.quantized_attention.lanes import across, first
 from wattune.schedules.cpu.quantized_attention.packed import Codes
 from wattune.schedules.cpu.quantized_attention.plan import STEP, QuantizedPlan, Segment
 from wattune.schedules.cpu.quantized_attention.product import BLOCK, Sums
@@ -53,18 +53,20 @@ class Keys:
         plan, width = self.plan, self.plan.problem.head_dim
         size = width // plan.key_groups
         for group in range(plan.key_groups):
-            values, zeros = [], []
-            for channel in range(group * size, (group + 1) * size, LANES):
+            values = []
+            sums = [math.real(0.0, LANES)] * 2
+            for i, channel in enumerate(range(group * size, (group + 1) * size, LANES)):
                 value = T.bind(queries.query.load(row * width + channel, LANES))
                 if params is None:
                     values.append(value)
-                    zeros.append(value)
+                    sums[i % 2] = T.bind(sums[i % 2] + value)
                 else:
                     values.append(T.bind(value * params.load(channel, LANES)))
-                    zeros.append(T.bind(value * params.load(width + channel, LANES)))
+                    zero = params.load(width + channel, LANES)
+                    sums[i % 2] = T.bind(vector.multiply_add(value, zero, sums[i % 2]))
             at = T.bind(row * plan.query_words + plan.product.words(group * size))
             unit = plan.product.write(queries.numbers, at, values)
-            total = across(fold(zeros, lambda a, b: a + b), lambda a, b: a + b)
+            total = across(sums[0] + sums[1], lambda a, b: a + b)
             at = T.bind((row * plan.key_groups + group) * 2)
             queries.units.store(at, first(unit))
             queries.units.store(at + 1, first(total))

@@ -157,8 +157,11 @@ class ByteProduct(Product):
             numbers = T.reinterpret(f"int8x{self.lanes * QUAD}", T.bind(word))
             for i, (unsigned,) in enumerate(codes):
                 total = (slot + i) * self.terms + term
-                dot = vector.dot_u8s8(sums.values[total], unsigned, numbers, 32 * self.lanes)
-                sums.values[total] = T.bind(dot)
+                sums.values[total] = T.bind(self.dot(sums.values[total], unsigned, numbers))
+
+    def dot(self, total: Expr, unsigned: Expr, signed: Expr) -> Expr:
+        """Add four products of bytes to each lane."""
+        return vector.dot_u8s8(total, unsigned, signed, 32 * self.lanes)
 
     def total(self, sums: Sums, slot: int) -> Expr:
         """Return 256 high + low."""
@@ -167,6 +170,16 @@ class ByteProduct(Product):
             for term in range(self.terms)
         )
         return T.bind(vector.multiply_add(high, math.real(256.0, self.lanes), low))
+
+
+class PairProduct(ByteProduct):
+    """Products of bytes by way of 16-bit pairs (vpmaddubsw, vpmaddwd): codes of at most 6 bits."""
+
+    def dot(self, total: Expr, unsigned: Expr, signed: Expr) -> Expr:
+        """Add four products of bytes to each lane, in three instructions."""
+        pairs = vector.dot_pairs_u8s8(unsigned, signed, 32 * self.lanes)
+        ones = vector.splat(T.int16(1), 2 * self.lanes)
+        return total + vector.dot_pairs_s16(pairs, ones)
 
 
 class RealProduct(Product):

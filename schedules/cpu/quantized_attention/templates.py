@@ -1,12 +1,20 @@
-"""The templates of quantised attention."""
+"""The templates of quantised attention on vector registers."""
 
 from __future__ import annotations
 
-from typing import Any
-
+from wattune.ops.quantized_decode_attention import QuantizedDecodeAttention
+from wattune.schedules.cpu.attention.knobs import lanes_of
 from wattune.schedules.cpu.quantized_attention.base import QuantizedAttentionTemplate
-from wattune.schedules.cpu.quantized_attention.product import ByteProduct, Product, RealProduct
+from wattune.schedules.cpu.quantized_attention.product import (
+    ByteProduct,
+    PairProduct,
+    Product,
+    RealProduct,
+)
 from wattune.schedules.target import Target
+
+_AVX512 = ("avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+_AVX2 = ("avx2", "f16c", "fma")
 
 
 class VnniAttention(QuantizedAttentionTemplate):
@@ -14,13 +22,30 @@ class VnniAttention(QuantizedAttentionTemplate):
 
     name = "quantized_attention_vnni"
 
-    def applies(self, problem: Any, target: Target) -> bool:
-        """Need AVX-512 VNNI."""
-        return target.has("avx512_vnni", "avx512bw", "avx512vl")
+    def applies(self, problem: QuantizedDecodeAttention, target: Target) -> bool:
+        """Need AVX-512 with byte products."""
+        return target.has(*_AVX512)
 
-    def product(self, target: Target) -> Product:
+    def product(self, problem: QuantizedDecodeAttention, target: Target) -> Product:
         """Return products of bytes."""
         return ByteProduct(16)
+
+
+class Avx2Attention(QuantizedAttentionTemplate):
+    """Products of bytes in registers of 256 bits: AVX-VNNI, or AVX2 for codes below 8 bits."""
+
+    name = "quantized_attention_avx2"
+
+    def applies(self, problem: QuantizedDecodeAttention, target: Target) -> bool:
+        """Need what the codes can be multiplied by, and no wider registers."""
+        narrow = problem.format != "int8"
+        return (
+            target.has(*_AVX2) and not target.has(*_AVX512) and (narrow or target.has("avx_vnni"))
+        )
+
+    def product(self, problem: QuantizedDecodeAttention, target: Target) -> Product:
+        """Return products of bytes, in one instruction or in three."""
+        return ByteProduct(8) if target.has("avx_vnni") else PairProduct(8)
 
 
 class PortableAttention(QuantizedAttentionTemplate):
@@ -28,10 +53,10 @@ class PortableAttention(QuantizedAttentionTemplate):
 
     name = "quantized_attention_portable"
 
-    def applies(self, problem: Any, target: Target) -> bool:
+    def applies(self, problem: QuantizedDecodeAttention, target: Target) -> bool:
         """Say yes."""
         return True
 
-    def product(self, target: Target) -> Product:
-        """Return fp32 products."""
-        return RealProduct(16 if target.has("avx512f") else 8 if target.has("avx2", "fma") else 4)
+    def product(self, problem: QuantizedDecodeAttention, target: Target) -> Product:
+        """Return products of fp32."""
+        return RealProduct(lanes_of(problem, target))
