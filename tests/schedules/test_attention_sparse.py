@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.schedules.attention import check
+from tests.schedules.attention import Compiled, check, ragged
 
 from wattune.ops.block_sparse_decode_attention import BlockSparseDecodeAttention
 from wattune.ops.rectify_attention import RectifyAttention
@@ -48,4 +48,6 @@ def test_tokens(lists: str) -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"page_size": 16, "layout": "NHD", "window": 20}], ids=str)
 def test_rectify(fields: dict[str, Any]) -> None:
-    check(RectifyAttention(3, 100, 8, 2, 64, query_tokens=40, dtype="float16", **fields))
+    problem = RectifyAttention(3, 100, 8, 2, 64, query_tokens=40, dtype="float16", **fields)
+    # Requests of fewer tokens than there are new rows keep the last of them.
+    Compiled(problem).check(ragged(problem, (100, 40, 41, 39, 1, 0)))
