@@ -23,10 +23,11 @@ from typing import Any
 
 from wattune.compiler.bench.ceilings import Ceilings
 from wattune.compiler.bench.machine import describe_machine
-from wattune.compiler.bench.prepare import export_best, usable_records
+from wattune.compiler.bench.prepare import Records, export_best, usable_records
 from wattune.compiler.bench.run import Entry, Job, Settings, footprint, measure_jobs
 from wattune.compiler.cli.bench import tune_missing
 from wattune.compiler.cli.output import duration, print_table
+from wattune.errors import WattuneError
 from wattune.ops import (
     AttnGate,
     BlockScore,
@@ -103,6 +104,24 @@ def break_even(rows: list[dict[str, Any]], selection: str) -> int | None:
     return found
 
 
+def export(
+    problems: dict[str, Problem],
+    target: Target,
+    records: Records,
+    folder: Path,
+    notes: list[str],
+) -> dict[Problem, Path]:
+    """Export the kernel of each part; one that cannot be built leaves a note."""
+    found: dict[Problem, Path] = {}
+    for name, problem in problems.items():
+        (folder / name).mkdir()
+        try:
+            found.update(export_best([problem], target, records, folder / name))
+        except WattuneError as error:
+            notes.append(f"{problem} is absent: {error}")
+    return found
+
+
 def measure(
     threads: int, contexts: list[int], options: argparse.Namespace, notes: list[str]
 ) -> dict[str, Any]:
@@ -118,8 +137,8 @@ def measure(
     for context, of in by_context.items():
         ceilings.at(settings.footprint)
         with tempfile.TemporaryDirectory() as folder:
-            libraries = export_best(list(of.values()), target, records, Path(folder))
-            jobs = [Job(name, "wattune", problem) for name, problem in of.items()]
+            libraries = export(of, target, records, Path(folder), notes)
+            jobs = [Job(name, "wattune", p) for name, p in of.items() if p in libraries]
             entries = measure_jobs(jobs, libraries, settings, notes)
         rows.append(row(context, of, entries))
         print(f"context {context}: {json.dumps(rows[-1]['dense_over_sum'])}", flush=True)
