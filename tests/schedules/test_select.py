@@ -38,7 +38,7 @@ UNIONS: tuple[tuple[SelectUnion, dict[str, Any]], ...] = (
 @pytest.mark.parametrize(("problem", "knobs"), (*BLOCKS, *UNIONS), ids=str)
 def test_matches_the_reference(problem: Any, knobs: dict[str, Any]) -> None:
     if "lanes" in knobs and problem.operator == "select_blocks":
-        knobs = {**knobs, "groups": 8}
+        knobs = {**knobs, "groups": 8, "sample": 0}
     check(problem, **knobs)
 
 
@@ -72,9 +72,24 @@ def test_hard_rows() -> None:
     wide[10] = rng.integers(0, 3, 333)
     lengths = [333, 333, 333, 333, 333, 333, 333, 333, 333, 333, 333, 0]
     scored(wide, lengths, token_budget=40)
-    scored(wide, [length // 2 for length in lengths], token_budget=40, sink_blocks=3)
+    halves = [length // 2 for length in lengths]
+    scored(wide, halves, token_budget=40, sink_blocks=3)
+    scored(wide, halves, token_budget=333, forced="inside")
     scored(wide, lengths, token_budget=333, local_blocks=2)
     scored(wide, lengths, token_budget=30, local_blocks=2, sink_blocks=2, forced="inside")
+
+
+def test_a_sample_that_misleads() -> None:
+    # Every vector that is sampled is better than all others: the guess is too high.
+    scores = np.random.default_rng(0).standard_normal(4096).astype(np.float32)
+    for stride in (64, 128, 256):
+        scores.reshape(-1, stride)[:, :16] += 100
+    problem = SelectBlocks(1, 4096, 1, block_size=1, local_blocks=0, token_budget=1500)
+    inputs = {"scores": scores[None, None], "seq_lens": np.array([4096], np.int32)}
+    expected = operator(problem.operator).reference(problem, inputs)
+    for sample in (16, 32):
+        found = run(problem, inputs, groups=0, sample=sample)
+        np.testing.assert_array_equal(found["block_indices"], expected["block_indices"])
 
 
 def test_threshold_of_infinite_scores() -> None:

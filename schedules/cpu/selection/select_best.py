@@ -1,6 +1,7 @@
 """The best of a row of scores, in order of index: what the templates of selection are made of.
 
     bound = least of the maxima of many groups of scores            # at least n scores reach it
+         or what n scores should reach, judged by a sample          # if they do not: -inf
     for chunk of the row:
         list += the indices and scores that reach the bound
         if the list has more than n: keep its n best, bound = the least of them
@@ -44,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes: lanes of a vector, scores of a chunk, vectors of maxima for a bound (0: none).
+    """Sizes: lanes of a vector, scores of a chunk, vectors of maxima or of a sample for a bound.
 
     ``room`` is the elements of a list's scores, and as many of its indices.
     """
@@ -52,13 +53,14 @@ class Plan:
     lanes: int
     chunk: int
     groups: int
+    sample: int
     room: int
 
     @classmethod
-    def of(cls, lanes: int, chunk: int, groups: int, most: int) -> Plan:
+    def of(cls, lanes: int, chunk: int, groups: int, sample: int, most: int) -> Plan:
         """Return a plan for lists of ``most`` entries: a chunk and a vector fit in beside them."""
         entries = most + chunk + 2 * lanes
-        return cls(lanes, chunk, groups, -(-entries // _LINE) * _LINE)
+        return cls(lanes, chunk, groups, sample, -(-entries // _LINE) * _LINE)
 
     @property
     def bytes(self) -> int:
@@ -71,7 +73,7 @@ class Best:
 
     def __init__(self, plan: Plan, workspace: Buffer, lists: int, which: Expr) -> None:
         """Declare the state of list ``which`` of the ``lists`` in a workspace."""
-        self.lanes, self.chunk, self.groups = Lanes(plan.lanes), plan.chunk, plan.groups
+        self.plan, self.lanes, self.chunk = plan, Lanes(plan.lanes), plan.chunk
         entries = (2 * lists * plan.room,)
         self.values = T.decl_buffer(entries, "float32", data=workspace.data)
         self.indices = T.decl_buffer(entries, "int32", data=workspace.data)
@@ -86,11 +88,21 @@ class Best:
         """List the best ``most`` scores of a row that are not below ``floor``."""
         vector.store(self.size, [0], T.int32(0))
         vector.store(self.bound, [0], floor)
-        if self.groups:
+        if self.plan.groups:
             self._raise_bound(row.until(self.chunk))
+        if self.plan.sample:
+            self._guess_bound(row.until(self.chunk), most)
         with T.serial(ceildiv(T.max(row.end - row.first, 0), self.chunk)) as step:
             first = T.bind(row.first + step * self.chunk)
-            self._append(Row(row.scores, row.start, first, row.end).until(self.chunk))
+            part = Row(row.scores, row.start, first, row.end).until(self.chunk)
+            self._append(part)
+            if self.plan.sample:
+                guessed = self.bound[0] > floor
+                with T.If(T.And(T.And(step.equal(0), guessed), self.size[0] < most)), T.Then():
+                    # The guess was too high.
+                    vector.store(self.size, [0], T.int32(0))
+                    vector.store(self.bound, [0], floor)
+                    self._append(part)
             with T.If(self.size[0] > most), T.Then():
                 vector.store(self.bound, [0], self.keep(T.int32(0), most))
 
@@ -124,8 +136,8 @@ class Best:
 
     def _raise_bound(self, row: Row) -> None:
         """Raise the bound to the least maximum of groups of a lane's scores each."""
-        lanes, width = self.lanes, self.groups * self.lanes.count
-        maxima = [vector.array(lanes.count, "float32") for _ in range(self.groups)]
+        lanes, width = self.lanes, self.plan.groups * self.lanes.count
+        maxima = [vector.array(lanes.count, "float32") for _ in range(self.plan.groups)]
         for maximum in maxima:
             vector.store(maximum, [0], lanes.each(-INFINITY))
         with T.serial(T.truncdiv(T.max(row.end - row.first, 0), width)) as step:
@@ -137,6 +149,24 @@ class Best:
         while len(found) > 1:
             found = [T.bind(T.min(*found[i : i + 2])) for i in range(0, len(found), 2)]
         vector.store(self.bound, [0], T.max(self.bound[0], lanes.least(found[0])))
+
+    def _guess_bound(self, row: Row, most: Expr) -> None:
+        """Raise the bound to what rather more than ``most`` scores reach, to judge by a sample."""
+        lanes, sample = self.lanes, self.plan.sample
+        count = T.bind(row.end - row.first)
+        stride = T.bind(T.truncdiv(count, sample * lanes.count) * lanes.count)
+        # No guess where the list would hold the half of the scores, or the sample a fourth.
+        with T.If(T.And(stride >= 4 * lanes.count, count >= 2 * most)), T.Then():
+            with T.serial(sample) as i:
+                score = row.scores.vload([row.start + row.first + i * stride], lanes.f32)
+                vector.store(self.values, [self.base + i * lanes.count], lanes.real(score))
+            share = T.cast(most, "float32") / T.cast(count, "float32") * (sample * lanes.count)
+            # Three standard deviations, and some for small numbers.
+            rank = T.bind(T.cast(share + T.sqrt(share) * T.float32(3) + T.float32(3), "int32"))
+            size, vectors = T.int32(sample * lanes.count), T.int32(sample)
+            low, high = self._extremes(self.base, size, vectors)
+            found, _ = self._bisect(self.base, vectors, low, high, rank)
+            vector.store(self.bound, [0], T.max(self.bound[0], found))
 
     def _append(self, row: Row) -> None:
         """List what reaches the bound."""

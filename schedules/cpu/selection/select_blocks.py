@@ -37,22 +37,28 @@ class SelectBlocksVector(VectorTemplate):
         return True
 
     def space(self, problem: SelectBlocks, target: Target) -> Space:
-        """Knobs: lanes, scores a chunk, vectors of maxima that bound the best (0: no bound)."""
+        """Knobs: lanes, scores a chunk, vectors of maxima or of a sample for a bound (0: none)."""
         lanes = lanes_knob(target)
-        wanted = -(-wanted_blocks(problem) // int(lanes.default))
-        enough = next((g for g in _GROUPS if g >= wanted), 0)
+        wanted, blocks = wanted_blocks(problem), block_count(problem.context, problem.block_size)
+        # A sample is a fourth of the scores at the most.
+        sample = 16 if blocks - problem.always >= 4 * 16 * int(lanes.default) else 0
+        enough = next((g for g in _GROUPS if g * int(lanes.default) >= wanted), 0)
         knobs = (
             lanes,
-            Knob("chunk", (512, 1024, 2048, 4096, 8192), 4096),
-            Knob("groups", (0, *_GROUPS), enough if problem.counted else 0),
+            Knob("chunk", (512, 1024, 2048, 4096, 8192), 8192),
+            Knob("groups", (0, *_GROUPS), enough if problem.counted and not sample else 0),
+            Knob("sample", (0, 16, 32), sample if problem.counted else 0),
         )
-        bounded = Constraint(
-            "groups of maxima must be as many as the blocks that are wanted",
-            lambda v: (
-                int(v["groups"]) * int(v["lanes"]) >= wanted_blocks(problem) or not v["groups"]
+        rules = (
+            Constraint(
+                "groups of maxima must be as many as the blocks that are wanted",
+                lambda v: not v["groups"] or int(v["groups"]) * int(v["lanes"]) >= wanted,
+            ),
+            Constraint(
+                "one of groups and sample is 0", lambda v: not v["groups"] or not v["sample"]
             ),
         )
-        return Space(self.name, knobs, (bounded,))
+        return Space(self.name, knobs, rules)
 
     def sizes(
         self, problem: SelectBlocks, target: Target, values: Mapping[str, Value]
@@ -62,8 +68,11 @@ class SelectBlocksVector(VectorTemplate):
 
     def kernel(self, problem: SelectBlocks, target: Target, values: Mapping[str, Value]) -> Kernel:
         """Return what emits the kernel."""
-        lanes, chunk, groups = (int(values[name]) for name in ("lanes", "chunk", "groups"))
-        return Kernel(problem, target.threads, Plan.of(lanes, chunk, groups, problem.max_blocks))
+        lanes, chunk, groups, sample = (
+            int(values[name]) for name in ("lanes", "chunk", "groups", "sample")
+        )
+        plan = Plan.of(lanes, chunk, groups, sample, problem.max_blocks)
+        return Kernel(problem, target.threads, plan)
 
     def body(
         self, problem: SelectBlocks, target: Target, values: Mapping[str, Value]
@@ -75,10 +84,14 @@ class SelectBlocksVector(VectorTemplate):
         """Count passes over the scores, and bisections over what is listed."""
         rows = problem.batch * max(1, problem.query_tokens) * problem.kv_heads
         blocks = block_count(problem.context, problem.block_size)
-        lanes, groups = int(values["lanes"]), int(values["groups"])
-        listed = min(blocks, 3 * wanted_blocks(problem)) if groups else blocks
+        lanes, groups, sample = (int(values[name]) for name in ("lanes", "groups", "sample"))
+        bounded = bool(groups or sample)
+        listed = min(blocks, 2 * wanted_blocks(problem)) if bounded else blocks
+        bisected = listed + sample * lanes
         exponentials = 0 if problem.counted else 20
-        vectors = rows * (blocks * (8 + 2 * bool(groups) + exponentials) + listed * 3 * _BISECTIONS)
+        vectors = rows * (
+            blocks * (8 + 2 * bool(groups) + exponentials) + bisected * 3 * _BISECTIONS
+        )
         moved = float(4 * rows * (blocks + problem.max_blocks + 1))
         return Counts(
             bytes={"memory": moved, "l2": moved, "l1": moved + 4.0 * rows * listed * _BISECTIONS},

@@ -35,13 +35,18 @@ class SelectUnionSort(VectorTemplate):
         return True
 
     def space(self, problem: SelectUnion, target: Target) -> Space:
-        """Knobs: lanes, logits a chunk."""
-        chunk = Knob("chunk", (1024, 2048, 4096, 8192, 16384), 4096)
-        return Space(self.name, (lanes_knob(target), chunk))
+        """Knobs: lanes, logits a chunk, vectors of a sample that bounds the best (0: no bound)."""
+        knobs = (
+            lanes_knob(target),
+            Knob("chunk", (1024, 2048, 4096, 8192, 16384), 16384),
+            Knob("sample", (0, 16, 32), 32),
+        )
+        return Space(self.name, knobs)
 
     def scratch(self, problem: SelectUnion, target: Target, values: Mapping[str, Value]) -> Scratch:
         """Return the workspace."""
-        plan = Plan.of(int(values["lanes"]), int(values["chunk"]), 0, problem.middle)
+        lanes, chunk, sample = (int(values[name]) for name in ("lanes", "chunk", "sample"))
+        plan = Plan.of(lanes, chunk, 0, sample, problem.middle)
         return Scratch.of(problem, target.threads, plan)
 
     def sizes(
