@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from abc import ABC, abstractmethod
@@ -54,9 +55,12 @@ class Problem:
         """Return a short line for people: the sizes, then what differs from the defaults."""
         fields = dataclasses.fields(self)
         sizes = {f.name: getattr(self, f.name) for f in fields if f.default is dataclasses.MISSING}
-        plain = type(self)(**sizes)
+        plain = {f.name: f.default for f in fields}
+        # Sizes may fit no default of another field: a head of 96 in groups of 64.
+        with contextlib.suppress(ProblemError):
+            plain = dataclasses.asdict(type(self)(**sizes))
         words = [self.operator, "x".join(str(size) for size in sizes.values())]
-        for name in (f.name for f in fields if getattr(self, f.name) != getattr(plain, f.name)):
+        for name in (n for n in plain if n not in sizes and getattr(self, n) != plain[n]):
             value = getattr(self, name)
             word = value if isinstance(value, str) else f"{name}={value}"
             if word not in words:
