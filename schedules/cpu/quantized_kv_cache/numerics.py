@@ -57,9 +57,10 @@ class Quantizer:
         return 8 // self.bits
 
     def params(self, low: Expr, high: Expr, lanes: int) -> Params:
-        """Return the params of groups with these extremes, which `LIMITS` began."""
-        low = kept(T.max(low, real(-LARGEST, lanes)))
-        high = T.min(high, real(LARGEST, lanes))
+        """Return the params of groups with these extremes."""
+        least, most = real(-LARGEST, lanes), real(LARGEST, lanes)
+        low = kept(T.min(T.max(low, least), most))
+        high = T.min(T.max(high, least), most)
         steps = (high - low) / real(float(self.levels), lanes)
         scale_bits = kept(to_half(steps, lanes, self.halves))
         zero_bits = kept(to_half(low, lanes, self.halves))
@@ -104,5 +105,5 @@ class Quantizer:
         return T.reinterpret(kind("uint8", count), total)
 
 
-# What the least and the greatest value begin with: beyond them values are clipped anyway.
+# What the search for the least and the greatest value may begin with: both are clipped later.
 LIMITS = (LARGEST, -LARGEST)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.ops.kv_quantization import LANES, QUAD
+from wattune.ops.kv_quantization import LANES
 from wattune.ops.quantized_kv_cache import QuantizedKVCache
 from wattune.schedules.cpu.quantized_kv_cache.keys import KeyTiles
 from wattune.schedules.cpu.quantized_kv_cache.numerics import Quantizer
@@ -86,28 +86,28 @@ class Packer:
         """Take sixteen tokens at a time; a unit lies in one group of channels."""
         cache, tiles = self.cache, self._key_tiles()
         size = cache.group_size
+        fields = range(self.quantizer.fields)
+
+        def shares_of(start: int) -> list[int]:
+            return [(f * tiles.width + start) // size // LANES for f in fields]
+
         # Which share a group is in must be known here.
-        units = units_of(
-            tiles.width, min(self.lanes, size // QUAD), loops=cache.head_dim <= size * LANES
-        )
+        units = units_of(tiles.width, self.lanes, within=size, apart=shares_of)
         with T.serial(cache.block_tokens // LANES) as tile:
             shares = self._token_params(cache.head_dim).emit(block, tile)
             for unit in units:
                 with T.serial(unit.count) as n:
-                    moved = T.bind(n * unit.channels)
+                    start = T.bind(unit.start + n * unit.channels)
 
                     def of(
-                        token: Expr, f: int, v: int, unit: Unit = unit, moved: Expr = moved
-                    ) -> tuple[Expr, Expr]:
-                        first = f * tiles.width + unit.start
-                        if unit.count > 1:
-                            found = shares[0].of(T.truncdiv(first + moved, size), token)
-                        else:
-                            share, index = divmod(first // size, LANES)
-                            found = shares[share].of(index, token)
-                        return tuple(T.broadcast(one, unit.lanes) for one in found)
+                        token: Expr, f: int, v: int, unit: Unit = unit, start: Expr = start
+                    ) -> Any:
+                        share = shares[shares_of(unit.start)[f]]
+                        group = T.truncdiv(f * tiles.width + start, size)
+                        pair = share.of(group - share.first, token)
+                        return [T.broadcast(one, unit.lanes) for one in pair]
 
-                    tiles.emit(block, tile, unit, unit.start + moved, of)
+                    tiles.emit(block, tile, unit, start, of)
 
     def _values(self, block: Block) -> None:
         cache = self.cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import gcd
 
 from wattune.ops.kv_quantization import QUAD
 
@@ -30,21 +32,30 @@ class Unit:
         return self.channels // QUAD
 
 
-def units_of(width: int, lanes: int, loops: bool = True) -> tuple[Unit, ...]:
+def units_of(
+    width: int, lanes: int, within: int = 0, apart: Callable[[int], object] = lambda _: None
+) -> tuple[Unit, ...]:
     """Take ``width`` channels, a multiple of 4, apart; the widest units first.
 
-    With ``loops`` equal units are one with a count.
+    With ``within`` no unit of any field crosses a multiple of so many channels. Units that
+    ``apart`` tells from each other by their first channel are not counted together.
     """
-    found, start = [], 0
+    found: list[Unit] = []
+    start = 0
+    # Where the fields begin decides how many channels are surely together.
+    together = gcd(width, within) if within else width
     while start < width:
-        left = width - start
-        while lanes > QUAD and QUAD * lanes > left:
+        most = min(width - start, together)
+        while lanes > QUAD and QUAD * lanes > most:
             lanes //= 2
-        unit = Unit(start, lanes, QUAD if QUAD * lanes <= left else 1)
-        if loops:
-            unit = replace(unit, count=left // unit.channels)
-        found.append(unit)
-        start += unit.count * unit.channels
+        unit = Unit(start, lanes, QUAD if QUAD * lanes <= most else 1)
+        last = found[-1] if found else unit
+        alike = (last.lanes, last.vectors, apart(last.start))
+        if found and alike == (unit.lanes, unit.vectors, apart(start)):
+            found[-1] = replace(last, count=last.count + 1)
+        else:
+            found.append(unit)
+        start += unit.channels
     return tuple(found)
 
 
