@@ -8,20 +8,26 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import math
-from wattune.schedules.cpu.vector import LANES
+from wattune.schedules.cpu.vector import LANES, Registers
 
 Expr = Any
 
 
 def across(value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
-    """Combine all 16 lanes; the result is in every lane."""
-    distance = LANES // 2
-    while distance:
-        value = T.bind(value)
-        order = [lane ^ distance for lane in range(LANES)]
-        value = combine(value, T.Shuffle([value], order))
+    """Combine all 16 lanes; the result is in every lane.
+
+    Each step goes through an array, of which LLVM makes a register: TVM would put the value of a
+    step in place of its two uses, four times over.
+    """
+    held = Registers(1, "float32")
+    distance = LANES
+    while distance > 1:
+        held.store(0, value)
+        part = T.bind(held.load(0, "float32x16"))
         distance //= 2
-    return T.bind(value)
+        value = combine(part, T.Shuffle([part], [lane ^ distance for lane in range(LANES)]))
+    held.store(0, value)
+    return T.bind(held.load(0, "float32x16"))
 
 
 def fold(values: Sequence[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:

@@ -125,10 +125,7 @@ class ByteProduct(Product):
         """Scale, round and split."""
         peak = across(fold([magnitude(value) for value in values], T.max), T.max)
         # A row of zeros stays one.
-        held = Registers(1, "float32")
-        # Through memory: TVM repeats what is computed wherever it is used.
-        held.store(0, T.max(peak, math.real(1e-30, LANES)))
-        peak = T.bind(held.load(0, "float32x16"))
+        peak = T.bind(T.max(peak, math.real(1e-30, LANES)))
         scale = T.bind(math.real(GREATEST, LANES) / peak)
         rounder = math.real(_ROUNDER, LANES)
         bits = [

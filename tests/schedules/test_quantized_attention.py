@@ -1,0 +1,184 @@
+"""Attention to quantised caches against the dequantised reference, on poisoned caches."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.schedules.attention import Compiled, ragged
+from tests.schedules.kernels import assert_matches, run_kernel
+
+from wattune.ops import QuantizedDecodeAttention, operator
+from wattune.schedules.cpu.quantized_attention.templates import (
+    Avx2Attention,
+    PortableAttention,
+    VnniAttention,
+)
+from wattune.schedules.target import Target
+from wattune.schedules.template import templates_for
+
+OPERATOR = operator("quantized_decode_attention")
+NATIVE = Target.native(threads=1)
+WITHOUT = tuple(f for f in NATIVE.features if not f.startswith("avx512") and f != "gfni")
+AVX_VNNI = dataclasses.replace(NATIVE, features=WITHOUT)
+AVX2 = dataclasses.replace(NATIVE, features=tuple(f for f in WITHOUT if f != "avx_vnni"))
+GENERIC = Target.parse("cpu:generic", 1)
+
+
+def problem(heads: int, kv_heads: int, head_dim: int, **fields: Any) -> QuantizedDecodeAttention:
+    return QuantizedDecodeAttention(6, 1, heads, kv_heads, head_dim, **fields)
+
+
+def lengths(block_tokens: int) -> tuple[int, ...]:
+    """Return an empty request and those around full blocks."""
+    n = block_tokens
+    return (n + 1, 0, 1, n - 1, n, 3 * n + 5)
+
+
+# Formats, kinds and sizes of groups, GQA, query tokens, widths, everything else, knobs.
+CASES: list[tuple[QuantizedDecodeAttention, dict[str, Any]]] = [
+    (problem(8, 2, 64, format="int8", block_tokens=64, return_lse=True), {}),
+    (problem(4, 4, 64, group_size=32, block_tokens=64, sinks=True, return_lse=True), {"tile": 64}),
+    (problem(7, 1, 64, value_dim=128, format="int2", group_size=128), {"rows": 3, "unroll": 2}),
+    (
+        problem(8, 1, 96, value_dim=32, format="int8", key_groups="token", group_size=32),
+        {"tile": 32, "rows": 4},
+    ),
+    (
+        problem(16, 1, 192, value_dim=128, key_groups="token", query_tokens=3, dtype="float16"),
+        {"rows": 8, "ahead": 4},
+    ),
+    (problem(8, 2, 128, format="int2", key_groups="token", query_tokens=4), {"columns": 1}),
+    (
+        problem(4, 1, 80, value_dim=64, window=100, query_tokens=2, soft_cap=30.0),
+        {"tile": 16, "ahead": 0},
+    ),
+    (
+        problem(4, 2, 64, format="int8", window=3, group_size=32, block_tokens=32, dtype="float32"),
+        {"tile": 32},
+    ),
+]
+
+
+@pytest.mark.isa("avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+@pytest.mark.parametrize(("problem", "knobs"), CASES, ids=str)
+def test_lengths(problem: QuantizedDecodeAttention, knobs: dict[str, Any]) -> None:
+    compiled = Compiled(problem, NATIVE, **knobs)
+    assert isinstance(compiled.template, VnniAttention)
+    compiled.check(ragged(problem, lengths(problem.block_tokens)))
+
+
+TARGETS = [
+    (AVX_VNNI, "int8", "token", Avx2Attention, ("avx_vnni",)),
+    (AVX2, "int2", "channel", Avx2Attention, ("avx2", "fma")),
+    (AVX2, "int8", "channel", PortableAttention, ("avx2", "fma")),
+    (GENERIC, "int4", "token", PortableAttention, ()),
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "format", "key_groups", "template"),
+    [pytest.param(*case[:-1], marks=pytest.mark.isa(*case[-1])) for case in TARGETS],
+)
+def test_other_targets(target: Target, format: str, key_groups: str, template: Any) -> None:
+    problem = QuantizedDecodeAttention(
+        *(6, 1, 6, 2, 64),
+        format=format,
+        key_groups=key_groups,
+        group_size=32,
+        block_tokens=64,
+        return_lse=True,
+    )
+    compiled = Compiled(problem, target)
+    assert isinstance(compiled.template, template)
+    compiled.check(ragged(problem, lengths(64)))
+
+
+def test_portable_on_wide_registers() -> None:
+    problem = QuantizedDecodeAttention(3, 200, 4, 2, 64, format="int2", query_tokens=2)
+    template = PortableAttention()
+    values = template.space(problem, NATIVE).default()
+    inputs = ragged(problem, (200, 0, 129))
+    got = run_kernel(problem, NATIVE, template, values, inputs)
+    assert_matches(problem, got, OPERATOR.reference(problem, inputs))
+
+
+@pytest.mark.isa("avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_batch_changes_no_bit(threads: int) -> None:
+    if threads > Target.native().cores:
+        pytest.skip("one core")
+    problem = QuantizedDecodeAttention(6, 1, 8, 2, 64, block_tokens=64, return_lse=True)
+    compiled = Compiled(problem, Target.native(threads), splits=4, split_tokens=256, tile=64)
+    inputs = ragged(problem, (700, 0, 1, 65, 1100, 128))
+    together = compiled.check(inputs)
+    for request in range(6):
+        alone = compiled.run({name: a[request : request + 1] for name, a in inputs.items()})
+        for name, found in alone.items():
+            assert found.tobytes() == together[name][request : request + 1].tobytes()
+
+
+@pytest.mark.isa("avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+@pytest.mark.parametrize("key_groups", ["channel", "token"])
+def test_sampled_schedules(key_groups: str) -> None:
+    problem = QuantizedDecodeAttention(3, 1, 12, 2, 64, key_groups=key_groups, query_tokens=2)
+    space = VnniAttention().space(problem, NATIVE)
+    rng = np.random.default_rng(len(key_groups))
+    inputs = ragged(problem, (300, 5, 128))
+    for _ in range(2):
+        values = space.sample(rng)
+        assert values is not None
+        Compiled(problem, NATIVE, **values).check(inputs)
+
+
+@pytest.mark.isa("avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+@pytest.mark.parametrize("key_groups", ["channel", "token"])
+def test_numbers_are_exact_to_two_to_the_minus_14(key_groups: str) -> None:
+    """One peaked score: its error is that of the query's numbers alone."""
+    problem = QuantizedDecodeAttention(
+        *(1, 128, 4, 1, 128), format="int8", key_groups=key_groups, dtype="float32", return_lse=True
+    )
+    inputs = ragged(problem, (128,))
+    expected = OPERATOR.reference(problem, inputs)
+    got = Compiled(problem, NATIVE).run(inputs)
+    size = np.abs(inputs["q"]).sum(-1).max() * problem.scale * 2
+    assert np.abs(got["lse"] - expected["lse"]).max() < size * 2.0**-14
+    assert np.abs(got["out"] - expected["out"]).max() < 4 * size * 2.0**-14
+
+
+@pytest.mark.parametrize("target", [NATIVE, AVX_VNNI, AVX2, GENERIC, Target.parse("cpu:amx", 4)])
+@pytest.mark.parametrize("heads", [(1, 1), (7, 1), (32, 8), (128, 8)])
+@pytest.mark.parametrize("query_tokens", [1, 8])
+def test_defaults_are_points_of_the_space(
+    target: Target, heads: tuple[int, int], query_tokens: int
+) -> None:
+    others: tuple[dict[str, Any], ...] = (
+        {},
+        {"format": "int8", "group_size": 32, "block_tokens": 96},
+    )
+    for fields in others:
+        problem = QuantizedDecodeAttention(
+            1, 4096, *heads, 128, query_tokens=query_tokens, **fields
+        )
+        for template in templates_for(problem, target):
+            space = template.space(problem, target)
+            values = space.default()
+            assert values == {knob.name: knob.default for knob in space.knobs}
+            found = template.counts(problem, target, values)
+            assert found.operations and min(found.operations.values()) > 0
+            assert template.sizes(problem, target, values)["workspace_bytes"] > 0
+
+
+@pytest.mark.isa("avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+def test_the_inner_loops_are_byte_products() -> None:
+    import tvm
+
+    problem = QuantizedDecodeAttention(1, 4096, 4, 1, 64)
+    template = VnniAttention()
+    function = template.lower(problem, NATIVE, template.space(problem, NATIVE).default())
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    code = tvm.tirx.build(module, tvm.target.Target(NATIVE.llvm())).inspect_source("asm")
+    assert code.count("vpdpbusd") >= 128
+    assert "expf" not in code
