@@ -189,7 +189,10 @@ class Best:
         vector.store(self.size, [0], self.size[0] + lanes.counted(chosen))
 
     def keep(self, first: Expr, most: Expr) -> Expr:
-        """Keep the ``most`` best of the list from ``first`` on; return the least score of these."""
+        """Keep the ``most`` best of the list from ``first`` on; return the least score of these.
+
+        There must be more than that.
+        """
         lanes = self.lanes
         size, start = T.bind(self.size[0]), T.bind(self.base + first)
         vectors = T.bind(ceildiv(size, lanes.count))
@@ -203,8 +206,8 @@ class Best:
             at = T.bind(first + step * lanes.count)
             scores = T.bind(self.values.vload([self.base + at], lanes.f32))
             indices = T.bind(self.indices.vload([self.index_base + at], lanes.i32))
-            used = lanes.below(size - step * lanes.count)
-            equal = T.bitwise_and(scores.equal(lanes.splat(least)), used)
+            # Lanes beyond the end may equal -inf, but come when no place is left.
+            equal = scores.equal(lanes.splat(least))
             ties = T.bind(lanes.counted(equal))
             with T.If(T.And(spare[0] > 0, spare[0] < ties)):
                 with T.Then():
