@@ -91,12 +91,17 @@ class Softmax:
     def _across_keys(self, top: Expr) -> Expr:
         """Return in every lane the maximum of its row's lanes."""
         lanes, keys = self.plan.lanes, self.fold.keys
+        # Through a register: TVM would put the value of a step in place of its two uses.
+        held, kind = vector.Registers(1, "float32"), math.kind("float32", lanes)
         distance = 1
         while distance < keys:
+            held.store(0, top)
+            part = T.bind(held.load(0, kind))
             order = [lane ^ distance for lane in range(lanes)]
-            top = T.bind(T.max(top, T.Shuffle([top], order)))
+            top = T.max(part, T.Shuffle([part], order))
             distance *= 2
-        return top
+        held.store(0, top)
+        return T.bind(held.load(0, kind))
 
 
 @dataclass(frozen=True)

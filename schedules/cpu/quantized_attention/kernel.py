@@ -24,7 +24,7 @@ from wattune.schedules.cpu.attention.walk import Walk
 from wattune.schedules.cpu.quantized_attention.keys import Keys, Queries
 from wattune.schedules.cpu.quantized_attention.packed import Codes, PackedCache
 from wattune.schedules.cpu.quantized_attention.plan import QuantizedPlan
-from wattune.schedules.cpu.quantized_attention.residual import Residual
+from wattune.schedules.cpu.quantized_attention.residual import Residual, Rows
 from wattune.schedules.cpu.quantized_attention.tiles import (
     DenseTiles,
     ListedTiles,
@@ -146,26 +146,36 @@ class QuantizedKernel(Walk[QuantizedOwn]):
         with T.serial(end - first) as i:
             tile = self.stream.tile(item, first + i)
             start = T.bind(tile.number * self.quantized.tile)
+            ahead = T.bind(self.stream.ahead(item, first + i))
+            keys, values = (cache.tile(item, start, ahead) for cache in self.packed)
+            rest = self._rest(item, tile, start, packed)
+            # One softmax for both kinds of tiles: it is what takes longest to compile.
             with T.If(start < packed):
                 with T.Then():
-                    self._packed(own, item, tile, start, T.bind(self.stream.ahead(item, first + i)))
+                    self._packed_scores(own, keys, start)
                 with T.Else():
-                    self._residual(own, item, tile, start, packed)
+                    self.residual.scores(rest, own.queries, own.weights.scores)
+            self._softmax(own, item, tile, start)
+            with T.If(start < packed):
+                with T.Then():
+                    self._packed_values(own, values)
+                with T.Else():
+                    self.residual.values(rest, own.weights, own.sums)
         self.packed_values.finish(own.weights, own.sums)
 
-    def _packed(self, own: QuantizedOwn, item: Item, tile: Tile, start: Expr, ahead: Expr) -> None:
-        """Emit a tile of packed keys and values."""
+    def _packed_scores(self, own: QuantizedOwn, keys: Codes, start: Expr) -> None:
+        """Emit the scores of a tile of packed keys."""
         plan = self.quantized
-        keys, values = (cache.tile(item, start, ahead) for cache in self.packed)
-        scores = own.weights.scores
         with T.serial(plan.tile // plan.span) as span:
             at = T.bind(span * plan.span)
             if plan.per_channel:
                 self._query_numbers(own, keys, start, span)
             else:
                 self.packed[0].widen(keys, own.params, T.int32(0))
-            self.packed_keys.emit(keys, own.queries, scores, at, own.params)
-        self._softmax(own, item, tile, start)
+            self.packed_keys.emit(keys, own.queries, own.weights.scores, at, own.params)
+
+    def _packed_values(self, own: QuantizedOwn, values: Codes) -> None:
+        """Emit the weighted sums of a tile of packed values."""
         self.packed[1].widen(values, own.params, T.int32(0))
         with T.serial(self.plan.item_rows) as row:
             self.packed_values.numbers(own.weights, row, own.params)
@@ -181,10 +191,8 @@ class QuantizedKernel(Walk[QuantizedOwn]):
             with T.serial(self.plan.item_rows) as row:
                 self.packed_keys.numbers(own.queries, row, own.params)
 
-    def _residual(
-        self, own: QuantizedOwn, item: Item, tile: Tile, start: Expr, packed: Expr
-    ) -> None:
-        """Emit a tile of the residual's rows: of none but those that some query sees."""
+    def _rest(self, item: Item, tile: Tile, start: Expr, packed: Expr) -> Rows:
+        """Return the rows of the residual that some query sees, for a tile that lies there."""
         plan, tokens = self.quantized, self.quantized.problem.block_tokens
         heads = T.cast(item.request, "int64") * plan.problem.kv_heads + item.head
         low = T.bind(T.max(tile.low, start))
@@ -194,11 +202,7 @@ class QuantizedKernel(Walk[QuantizedOwn]):
         keys, values = (
             rows.part(row * width) for rows, width in zip(self.rest, widths, strict=True)
         )
-        scores, slot = own.weights.scores, T.bind(low - start)
-        self.residual.hide(scores)
-        self.residual.scores(keys, own.queries, scores, slot, count)
-        self._softmax(own, item, tile, start)
-        self.residual.values(values, own.weights, own.sums, slot, count)
+        return Rows(keys, values, T.bind(low - start), count)
 
     def _softmax(self, own: QuantizedOwn, item: Item, tile: Tile, start: Expr) -> None:
         """Emit masks and softmax of every row."""

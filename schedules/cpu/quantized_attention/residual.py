@@ -23,6 +23,16 @@ Expr = Any
 
 
 @dataclass(frozen=True)
+class Rows:
+    """``count`` keys and values, the first of them key ``slot`` of a tile."""
+
+    keys: Region
+    values: Region
+    slot: Expr
+    count: Expr
+
+
+@dataclass(frozen=True)
 class Residual:
     """Emits scores and weighted sums of rows that lie one behind the other."""
 
@@ -41,13 +51,14 @@ class Residual:
         for i, part in enumerate(self._load(rows, at, width)):
             into.store(row * width + i * LANES, part)
 
-    def scores(
-        self, keys: Region, queries: Queries, scores: Region, slot: Expr, count: Expr
-    ) -> None:
-        """Emit scores of ``count`` keys, from slot ``slot`` of the tile on."""
+    def scores(self, rows: Rows, queries: Queries, scores: Region) -> None:
+        """Emit the scores of a tile: of its rows, -inf for others."""
         plan, width = self.plan, self.plan.problem.head_dim
-        with T.serial(count) as i:
-            key = self._load(keys, T.bind(i * width), width)
+        hidden = math.real(float("-inf"), LANES)
+        with T.serial(plan.base.item_rows * plan.tile // LANES) as i:
+            scores.store(i * LANES, hidden)
+        with T.serial(rows.count) as i:
+            key = self._load(rows.keys, T.bind(i * width), width)
             with T.serial(plan.base.item_rows) as row:
                 base = T.bind(row * width)
                 sums = [queries.query.load(base + j * LANES, LANES) * key[j] for j in range(2)]
@@ -55,20 +66,18 @@ class Residual:
                     query = queries.query.load(base + j * LANES, LANES)
                     sums[j % 2] = T.bind(vector.multiply_add(query, key[j], sums[j % 2]))
                 total = across(fold(sums, lambda a, b: a + b), lambda a, b: a + b)
-                scores.store(row * plan.tile + slot + i, first(total))
+                scores.store(row * plan.tile + rows.slot + i, first(total))
 
-    def values(
-        self, values: Region, weights: Weights, sums: Region, slot: Expr, count: Expr
-    ) -> None:
-        """Emit the weighted sums of ``count`` values."""
+    def values(self, rows: Rows, weights: Weights, sums: Region) -> None:
+        """Emit the weighted sums of a tile's rows."""
         plan, width = self.plan, self.plan.problem.value_dim
         self._shrink(weights.factors, sums, width)
         # Products with zeros of packed values count from the same maximum.
         self._shrink(weights.factors, weights.zeros, plan.value_groups * LANES)
-        with T.serial(count) as i:
-            value = self._load(values, T.bind(i * width), width)
+        with T.serial(rows.count) as i:
+            value = self._load(rows.values, T.bind(i * width), width)
             with T.serial(plan.base.item_rows) as row:
-                weight = weights.scores.load(row * plan.tile + slot + i)
+                weight = weights.scores.load(row * plan.tile + rows.slot + i)
                 weight = T.bind(vector.splat(weight, LANES))
                 for j, part in enumerate(value):
                     at = T.bind(row * width + j * LANES)
@@ -81,9 +90,3 @@ class Residual:
             with T.serial(width // LANES) as i:
                 at = T.bind(row * width + i * LANES)
                 sums.store(at, sums.load(at, LANES) * factor)
-
-    def hide(self, scores: Region) -> None:
-        """Emit scores of -inf for a whole tile."""
-        hidden = math.real(float("-inf"), LANES)
-        with T.serial(self.plan.base.item_rows * self.plan.tile // LANES) as i:
-            scores.store(i * LANES, hidden)
