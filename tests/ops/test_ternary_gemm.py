@@ -106,7 +106,7 @@ def test_wrong_fields_are_named(fields: dict[str, Any], message: str) -> None:
 
 
 def test_wrong_json_is_named() -> None:
-    with pytest.raises(UnknownNameError, match="unknown operator 'gemm'; allowed: .*ternary_gemm"):
+    with pytest.raises(UnknownNameError, match=r"unknown operator 'gemm'; allowed: .*ternary_gemm"):
         problem_from_json({"operator": "gemm"})
     with pytest.raises(ProblemError, match="no field 'rows'"):
         problem_from_json({"operator": "ternary_gemm", "rows": 3})
