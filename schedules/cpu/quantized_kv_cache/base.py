@@ -56,7 +56,6 @@ class CacheTemplate(PlainTemplate):
             halves=target.has("f16c") or target.arch == "aarch64",
             together=int(values["together"]),
             unroll=int(values["unroll"]),
-            ahead=int(values.get("prefetch", 0)),
         )
 
 
@@ -121,8 +120,16 @@ class CacheViews:
         """Return the first element of the residual of a row: a request's head."""
         return T.bind(T.cast(row, "int64") * (self.cache.block_tokens * self.width))
 
-    def block(self, row: Expr, block: Expr, source: Buffer, at: Expr, stride: Expr) -> Block:
-        """Return a block of a row, whose tokens lie in ``source``."""
+    def block(
+        self,
+        row: Expr,
+        block: Expr,
+        source: Buffer,
+        at: Expr,
+        stride: Expr,
+        ahead: Expr | None = None,
+    ) -> Block:
+        """Return a block of a row, whose tokens lie in ``source``; `Block` says ``ahead``."""
         index = T.bind(T.cast(row, "int64") * self.packed_blocks + block)
         groups, two, n = self.cache.params_shape(self.which)
         return Block(
@@ -130,6 +137,7 @@ class CacheViews:
             source=source,
             at=at,
             stride=stride,
+            ahead=ahead,
             codes=self.codes,
             codes_at=T.bind(index * self.cache.block_bytes(self.which)),
             params=self.params,

@@ -24,7 +24,7 @@ class Packer:
     """How blocks of a cache are packed.
 
     ``lanes`` fp32 lanes a vector at most; ``packs`` and ``halves`` as in `Quantizer`; ``together``
-    and ``unroll`` as in `ChannelParams`; ``ahead``: rows of prefetch.
+    and ``unroll`` as in `ChannelParams`.
     """
 
     cache: QuantizedKVCache
@@ -33,7 +33,6 @@ class Packer:
     halves: bool
     together: int
     unroll: int
-    ahead: int
 
     @property
     def quantizer(self) -> Quantizer:
@@ -59,17 +58,13 @@ class Packer:
 
     def _token_params(self, width: int) -> TokenParams:
         cache = self.cache
-        return TokenParams(
-            self.quantizer, cache.group_size, width, cache.block_tokens, self.lanes, self.ahead
-        )
+        return TokenParams(self.quantizer, cache.group_size, width, cache.block_tokens, self.lanes)
 
     def _keys_per_channel(self, block: Block) -> None:
         """Take a group of tokens at a time: a unit of channels for its params, then its codes."""
         cache, tiles = self.cache, self._key_tiles()
         size = cache.group_size
-        channels = ChannelParams(
-            self.quantizer, size, tiles.width, self.together, self.unroll, self.ahead
-        )
+        channels = ChannelParams(self.quantizer, size, tiles.width, self.together, self.unroll)
         with T.serial(cache.block_tokens // size) as group:
             for unit in units_of(tiles.width, self.lanes):
                 with T.serial(unit.count) as n:

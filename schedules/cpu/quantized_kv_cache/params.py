@@ -25,8 +25,7 @@ Buffer = Any
 class ChannelParams:
     """Groups of ``group_size`` tokens of a channel; ``width`` is the channels of a field.
 
-    ``together`` vectors have their extremes in registers, ``unroll`` tokens a step; rows
-    ``ahead`` are prefetched.
+    ``together`` vectors have their extremes in registers, ``unroll`` tokens a step.
     """
 
     quantizer: Quantizer
@@ -34,7 +33,6 @@ class ChannelParams:
     width: int
     together: int
     unroll: int
-    ahead: int
 
     def emit(
         self, block: Block, group: Expr, unit: Unit, start: Expr
@@ -84,9 +82,7 @@ class ChannelParams:
                             register = side[s][v]
                             both = combine(register.vload([0], float32), value)
                             vector.store(register, [0], both)
-                    if self.ahead:
-                        later = row + self.ahead * block.stride + start
-                        block.rows.prefetch(block.source, later, unit.channels)
+                    block.prefetch(row + start, unit.channels)
         found = [[[r.vload([0], float32) for r in vectors] for vectors in side] for side in sides]
         return list(zip(*found, strict=True))
 
@@ -140,7 +136,6 @@ class TokenParams:
     width: int
     tokens: int
     lanes: int
-    ahead: int
 
     def emit(self, block: Block, tile: Expr) -> list[Share]:
         """Emit a tile; return the params of all groups."""
@@ -174,9 +169,7 @@ class TokenParams:
         count = self.group_size // self.lanes
         values = block.rows.several(block.source, start, self.lanes, count)
         values = [T.bind(value) for value in values]
-        if self.ahead:
-            later = start + self.ahead * block.stride
-            block.rows.prefetch(block.source, later, self.group_size)
+        block.prefetch(start, self.group_size)
         for side, combine in zip(sides, (T.min, T.max), strict=True):
             total = values[0]
             for value in values[1:]:

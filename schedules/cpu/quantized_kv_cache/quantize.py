@@ -1,6 +1,6 @@
 """Templates of `kv_cache_quantize`: every row is read from memory once, blocks are independent.
 
-for request, head, grain of blocks:
+for request, grain of blocks, head:                     # or blocks innermost: the knob `order`
     for block:
         extremes of its groups -> params -> codes       # keys, then values
     copy the rest of the prompt to the residual         # by whoever has the last, partial block
@@ -27,15 +27,15 @@ from wattune.schedules.cpu.quantized_kv_cache.base import (
 from wattune.schedules.cpu.quantized_kv_cache.packer import Packer
 from wattune.schedules.cpu.quantized_kv_cache.rows import copy_row
 from wattune.schedules.program import Tensors
-from wattune.schedules.space import Knob, Space, Value
+from wattune.schedules.space import Constraint, Knob, Space, Value
 from wattune.schedules.target import Target
 from wattune.schedules.template import Counts
 
 Expr = Any
 
-# Tasks a thread: enough that ragged prompts even out.
-_TASKS = 4
 _GRAINS = (1, 2, 4, 8, 16)
+# Rows of prefetch that stand for those of the next head: they lie beside each other.
+_NEXT_HEAD = 16
 
 
 class Quantize(CacheTemplate):
@@ -44,24 +44,32 @@ class Quantize(CacheTemplate):
     operator = "kv_cache_quantize"
 
     def space(self, problem: KVCacheQuantize, target: Target) -> Space:
-        """Knobs: those of packing, blocks a task, rows of prefetch."""
-        rows = problem.batch * problem.kv_heads
-        slots = -(-problem.context // problem.block_tokens)
-        wanted = target.threads * _TASKS if target.threads > 1 else 1
-        fitting = [g for g in _GRAINS if rows * -(-slots // g) >= wanted]
+        """Knobs: those of packing, blocks a task, whose turn is next, rows of prefetch."""
         knobs = (
             *self.packing_knobs(),
-            Knob("grain", _GRAINS, fitting[-1] if fitting else 1),
-            Knob("prefetch", (0, 8, 16, 32, 64, 128), 32),
+            Knob("grain", _GRAINS, 1),
+            Knob("order", ("blocks", "heads"), "heads"),
+            Knob("prefetch", (0, _NEXT_HEAD, 32, 64, 128), _NEXT_HEAD),
         )
-        return Space(self.name, knobs)
+        rule = Constraint(
+            f"prefetch is 0 or {_NEXT_HEAD} (the next head) in the order of heads",
+            lambda values: values["order"] == "blocks" or int(values["prefetch"]) <= _NEXT_HEAD,
+        )
+        return Space(self.name, knobs, (rule,))
 
     def body(
         self, problem: KVCacheQuantize, target: Target, values: Mapping[str, Value]
     ) -> Callable[[Tensors], None]:
         """Return what emits the kernel."""
         packer = self.packer(problem, target, values)
-        return Kernel(problem, target.threads, packer, int(values["grain"])).emit
+        return Kernel(
+            problem=problem,
+            threads=target.threads,
+            packer=packer,
+            grain=int(values["grain"]),
+            by_heads=values["order"] == "heads",
+            ahead=int(values["prefetch"]),
+        ).emit
 
     def counts(
         self, problem: KVCacheQuantize, target: Target, values: Mapping[str, Value]
@@ -110,26 +118,35 @@ class Kernel:
     threads: int
     packer: Packer
     grain: int
+    by_heads: bool
+    ahead: int
 
     def emit(self, tensors: Tensors) -> None:
         """Spread the tasks over threads, round robin: neighbours cost about the same."""
         views = [CacheViews.of(self.packer, tensors, which) for which in ("k", "v")]
         sources = [self.packer.rows.view(tensors[which]) for which in ("k", "v")]
-        size, heads = self.problem.block_tokens, self.problem.kv_heads
+        heads = self.problem.kv_heads
         tokens = tensors.sizes["tokens"]
-        slots = T.cast(ceildiv(tokens, size * self.grain), "int32")
+        slots = T.cast(ceildiv(tokens, self.problem.block_tokens * self.grain), "int32")
+        slots = T.bind(slots)
         count = T.bind(T.cast(tensors.sizes["batch"], "int32") * heads * slots)
 
         def one(task: Expr) -> None:
-            row = T.bind(T.truncdiv(task, slots))
-            request = T.bind(T.truncdiv(row, heads))
+            request = T.bind(T.truncdiv(task, slots * heads))
+            rest = T.bind(task - request * (slots * heads))
+            if self.by_heads:
+                slot = T.bind(T.truncdiv(rest, heads))
+                head = T.bind(rest - slot * heads)
+            else:
+                head = T.bind(T.truncdiv(rest, slots))
+                slot = T.bind(rest - head * slots)
             length = T.bind(tensors["seq_lens"][request])
-            first = T.bind((task - row * slots) * self.grain)
+            first = T.bind(slot * self.grain)
+            row = T.bind(request * heads + head)
             for view, source in zip(views, sources, strict=True):
-                width = view.width
-                head = (row - request * heads) * width
-                at = T.bind(T.cast(request, "int64") * tokens * (heads * width) + head)
-                self._part(view, source, at, row, first, length)
+                start = T.cast(request, "int64") * tokens * (heads * view.width)
+                at = T.bind(start + head * view.width)
+                self._part(view, source, at, row, first, length, self._ahead(view.width, head))
 
         if self.threads == 1:
             with T.serial(count) as task:
@@ -140,8 +157,30 @@ class Kernel:
             with T.serial(rounds) as step:
                 one(T.bind(worker + step * self.threads))
 
+    def _ahead(self, width: int, head: Expr) -> Expr | None:
+        """Return how far ahead to prefetch: some rows, or the same rows of the thread's next head.
+
+        After the last head come the first one's next blocks.
+        """
+        heads, stride = self.problem.kv_heads, self.problem.kv_heads * width
+        if not self.ahead:
+            return None
+        if not self.by_heads:
+            return T.int64(self.ahead * stride)
+        beyond = self.threads * width
+        blocks = self.problem.block_tokens * self.grain * stride
+        last = T.int64(blocks + beyond - stride)
+        return T.bind(T.Select(head + self.threads < heads, T.int64(beyond), last))
+
     def _part(
-        self, view: CacheViews, source: Any, at: Expr, row: Expr, first: Expr, length: Expr
+        self,
+        view: CacheViews,
+        source: Any,
+        at: Expr,
+        row: Expr,
+        first: Expr,
+        length: Expr,
+        ahead: Expr | None,
     ) -> None:
         """Pack whole blocks, and copy the rest where it begins among these blocks."""
         size = self.problem.block_tokens
@@ -153,7 +192,8 @@ class Kernel:
         with T.serial(T.max(end - first, 0)) as i:
             block = T.bind(first + i)
             start = T.bind(at + T.cast(block, "int64") * (size * stride))
-            self.packer.emit(view.which, view.block(row, block, source, start, T.int64(stride)))
+            found = view.block(row, block, source, start, T.int64(stride), ahead)
+            self.packer.emit(view.which, found)
         with T.If(T.And(whole >= first, whole < first + self.grain)), T.Then():
             start = T.bind(at + T.cast(whole, "int64") * (size * stride))
             to = view.residual_at(row)

@@ -83,12 +83,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of one head, ``stride`` elements apart from ``at`` on, and where their codes go."""
+    """Rows of one head, ``stride`` elements apart from ``at`` on, and where their codes go.
+
+    Elements that are read for the first time have those ``ahead`` of them prefetched.
+    """
 
     rows: Rows
     source: Buffer
     at: Expr
     stride: Expr
+    ahead: Expr | None
     codes: Buffer
     codes_at: Expr
     params: Buffer
@@ -97,6 +101,11 @@ class Block:
     def row(self, token: Expr) -> Expr:
         """Return the first element of a token."""
         return self.at + T.cast(token, "int64") * self.stride
+
+    def prefetch(self, at: Expr, count: int) -> None:
+        """Ask for what will be read after so many elements."""
+        if self.ahead is not None:
+            self.rows.prefetch(self.source, at + self.ahead, count)
 
 
 def copy_row(source: Buffer, at: Expr, target: Buffer, to: Expr, width: int) -> None:
