@@ -51,8 +51,11 @@ class QuantizedAttentionTemplate(Template):
         even = -(-total // -(-total // most))
         rows = tuple(r for r in ROWS if r <= total)
         tiles = tuple(t for t in TILES if problem.block_tokens % t == 0)
-        # Tiles of bytes fit the first cache twice, that in work and that on its way.
-        tile = max(t for t in tiles if t <= (64 if problem.format == "int8" else 128))
+        # Tiles of bytes fit the first cache twice, that in work and that on its way; tiles beyond
+        # a listed block are work for nothing.
+        most_tokens = 64 if problem.format == "int8" else 128
+        most_tokens = max(tiles[0], min(most_tokens, problem.block_size or most_tokens))
+        tile = max(t for t in tiles if t <= most_tokens)
         default_rows = max(r for r in rows if r <= even)
         columns = 2 if self._fits(2 * default_rows * sums, 2 * parts, registers) else 1
         splits = 1
