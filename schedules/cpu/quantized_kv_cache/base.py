@@ -16,6 +16,7 @@ from wattune.schedules.cpu.quantized_kv_cache.rows import Block, flat
 from wattune.schedules.program import Tensors
 from wattune.schedules.space import Knob, Value
 from wattune.schedules.target import Target
+from wattune.schedules.template import Layout
 
 Expr = Any
 Buffer = Any
@@ -36,6 +37,10 @@ class CacheTemplate(PlainTemplate):
     def applies(self, problem: Any, target: Target) -> bool:
         """Say whether the target has the instructions."""
         return target.has(*self.features)
+
+    def layout(self, problem: Any, values: Mapping[str, Value]) -> Layout:
+        """The operator's own, which attention reads."""
+        return Layout.make(problem.format)
 
     def packing_knobs(self) -> tuple[Knob, ...]:
         """Return the knobs of a `Packer`."""
