@@ -80,7 +80,11 @@ class MergeStatesOperator(Operator[MergeStates]):
         lse *= 40
         lse[rng.random(lse.shape) < 0.3] = -np.inf
         lse[rng.random(lse.shape) < 0.1] = np.inf
-        lse[0] = -np.inf
+        if problem.tokens > 1:
+            # A lone row must stay something that zeros cannot pass for.
+            lse[0] = -np.inf
+        else:
+            lse[:, 0] = 1.0
         inputs["partial_out"][np.isinf(lse)] = np.nan
         return inputs
 
