@@ -7,24 +7,24 @@ linked directly, with our launcher inside, and every undefined symbol is account
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import os
 import platform
 import re
 import struct
-import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import import_module
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from wattune.compiler.cc import cached, compiler, last_lines, run
-from wattune.errors import BuildError, MissingDependencyError, WattuneError
+from wattune.compiler.cuda.image import HOST
+from wattune.compiler.cuda.program import build_gpu, gpu_launcher
+from wattune.compiler.tvm_setup import prepare_tvm
+from wattune.errors import BuildError, WattuneError
 from wattune.ops import Problem, operator
 from wattune.schedules.candidate import Candidate
+from wattune.schedules.cuda.program import GpuProgram
 from wattune.schedules.space import Value
 from wattune.schedules.target import Target
 from wattune.schedules.template import Template, template_of
@@ -33,69 +33,41 @@ LAUNCHER = Path(__file__).parent / "library" / "launcher.c"
 
 _EXECUTABLE = 4  # SHF_EXECINSTR
 
-# Modules of TVM that walk the Python stack while they parse a tensor program.
-_PARSERS = (
-    "tvm.script.parser.core.parser",
-    "tvm.script.parser.ir.entry",
-    "tvm.tirx.script.builder.ir",
-    "tvm.tirx.script.parser.entry",
-)
-
 # Versioned symbols were found in a library that the linker saw; tvm-ffi is loaded before ours.
 _UNDEFINED = re.compile(r"^ +U (?!TVMFFI)([^@\s]+)$", re.MULTILINE)
 # Calls into TVM's runtime go through pointers; those that the launcher does not fill stay zero.
 _UNFILLED = re.compile(r" [VBb] __(TVM\w+)$", re.MULTILINE)
 
 
-class _FastInspect(ModuleType):
-    """The ``inspect`` module, with stack walks that do not read source files."""
+@dataclass(frozen=True)
+class Built:
+    """Object files, and facts of what was compiled into them."""
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(inspect, name)
-
-    @staticmethod
-    def getouterframes(frame: Any, context: int = 1) -> list[inspect.FrameInfo]:
-        """Return the frames from this one outwards, without source lines."""
-        found = []
-        while frame is not None:
-            code = frame.f_code
-            info = inspect.FrameInfo(
-                frame, code.co_filename, frame.f_lineno, code.co_name, None, None
-            )
-            found.append(info)
-            frame = frame.f_back
-        return found
-
-    def stack(self, context: int = 1) -> list[inspect.FrameInfo]:
-        """Return the frames of the caller outwards, without source lines."""
-        return self.getouterframes(sys._getframe(1))
+    objects: tuple[Path, ...]
+    facts: Mapping[str, float]
 
 
-@cache
-def prepare_tvm() -> ModuleType:
-    """Import TVM and make its parser fast; call it before templates are lowered.
+def build_objects(programs: Mapping[str, Any], target: Target, path: Path) -> Built:
+    """Compile programs into object files with a symbol ``__tvm_ffi_<name>`` for each.
 
-    TVM's parser reads the source of every frame on the stack for each tensor program: 0.1 s and
-    more. It needs the frames only.
+    A program is a PrimFunc, or a `GpuProgram`, whose machine code gets an object of its own.
+    ``path`` is the first object; the others lie beside it.
     """
-    try:
-        tvm = import_module("tvm")
-    except ImportError as error:
-        raise MissingDependencyError("apache-tvm", "compiling") from error
-    fast = _FastInspect("inspect")
-    for name in _PARSERS:
-        module = import_module(name)
-        module.__dict__["inspect"] = fast
-    return tvm
+    gpu = {name: p for name, p in programs.items() if isinstance(p, GpuProgram)}
+    functions = {name: p for name, p in programs.items() if name not in gpu}
+    functions.update({name + HOST: p.host for name, p in gpu.items()})
+    _build_host(functions, target, path)
+    objects = [path]
+    facts: dict[str, float] = {}
+    for name, program in gpu.items():
+        objects.append(path.with_name(f"{path.stem}-{name}.o"))
+        facts.update(build_gpu(name, program, target, objects[-1]))
+    if gpu:
+        objects += gpu_launcher()
+    return Built(tuple(objects), facts)
 
 
-def keep_torch_out() -> None:
-    """Stop tvm-ffi from importing torch: for worker processes, where it costs 200 MB and 2 s."""
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-
-
-def build_object(functions: Mapping[str, Any], target: Target, path: Path) -> None:
-    """Compile PrimFuncs into one object file with a symbol ``__tvm_ffi_<name>`` for each."""
+def _build_host(functions: Mapping[str, Any], target: Target, path: Path) -> None:
     tvm = prepare_tvm()
     named = {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
     try:
@@ -103,6 +75,11 @@ def build_object(functions: Mapping[str, Any], target: Target, path: Path) -> No
         compiled.write_to_file(str(path), "o")
     except Exception as error:
         raise BuildError(f"{type(error).__name__}: {last_lines(str(error))}") from error
+
+
+def host_threads(target: Target) -> int:
+    """Return how many threads the library's CPU code uses by default."""
+    return target.threads if target.kind == "cpu" else 1
 
 
 def launcher_object(threads: int) -> Path:
@@ -149,15 +126,13 @@ def build_shared(
     needs only libtvm_ffi, already loaded.
     """
     start = time.perf_counter()
-    made = path.with_name(f"{path.name}.{os.getpid()}.o")
-    try:
-        build_object(functions, target, made)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = build_objects(functions, target, Path(folder) / "kernels.o")
         compiled = time.perf_counter()
-        facts = link([made, *extra_objects], path, target.threads)
-    finally:
-        made.unlink(missing_ok=True)
+        facts = link([*built.objects, *extra_objects], path, host_threads(target))
     linked = time.perf_counter()
-    return {"compile_seconds": compiled - start, "link_seconds": linked - compiled, **facts}
+    times = {"compile_seconds": compiled - start, "link_seconds": linked - compiled}
+    return {**times, **facts, **built.facts}
 
 
 def build_candidate(candidate: Candidate, path: Path) -> dict[str, float]:

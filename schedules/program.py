@@ -12,6 +12,8 @@ from wattune.ops.operator import Argument
 # What Python-allocated and caller-made tensors can promise, in bytes. Packed data and workspaces
 # come from our own allocators; inputs and outputs are only sure to be aligned to an element.
 CACHE_LINE = 64
+# What a thread of a GPU reads at once.
+WIDE_ACCESS = 16
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,13 @@ class Tensors:
         return self.buffers.get(name)
 
 
-def alignment(argument: Argument) -> int:
-    """Return the bytes to which an argument must be aligned."""
+def alignment(argument: Argument, kind: str = "cpu") -> int:
+    """Return the bytes to which an argument must be aligned for kernels of a kind of target.
+
+    GPUs read rows 16 bytes at a time, which faults anywhere else.
+    """
+    if kind == "cuda" and len(argument.shape) > 1:
+        return max(WIDE_ACCESS, itemsize(argument.dtype))
     if argument.role in ("packed", "workspace") and argument.dtype == "uint8":
         return CACHE_LINE
     return itemsize(argument.dtype)

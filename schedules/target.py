@@ -50,13 +50,30 @@ CPU_PROFILES: dict[str, tuple[str, ...]] = {
 }
 
 
+def _gpu(device: str, cores: int, shared: int, cache: int, memory: int) -> dict[str, Any]:
+    sizes = {"l1": shared, "l2": cache, "l3": cache, "memory": memory}
+    return {"device": device, "cores": cores, "threads": cores, **sizes}
+
+
+# GPUs that `Target.parse("cuda:ARCH")` describes: one of each architecture, by public figures.
+# l1 is the shared memory a block may use, l2 and l3 the cache of the whole device.
+GPUS: dict[str, dict[str, Any]] = {
+    "sm_80": _gpu("NVIDIA A100", 108, 163 << 10, 40 << 20, 80 << 30),
+    "sm_86": _gpu("NVIDIA A10", 72, 99 << 10, 6 << 20, 24 << 30),
+    "sm_89": _gpu("NVIDIA L40S", 142, 99 << 10, 96 << 20, 48 << 30),
+    "sm_90a": _gpu("NVIDIA H200", 132, 227 << 10, 60 << 20, 141 << 30),
+}
+
+
 @dataclass(frozen=True)
 class Target:
     """A device to compile for.
 
     ``features`` are instruction-set flags (CPU) or empty; ``arch`` is the machine (``x86_64``,
     ``sm_90a``). ``cores`` counts cores (CPU) or SMs (CUDA); ``threads`` is how many of them a
-    kernel uses. Cache and memory sizes are in bytes; ``l1`` and ``l2`` are per core.
+    kernel uses. Cache and memory sizes are in bytes; ``l1`` and ``l2`` are per core on CPUs; on
+    GPUs ``l1`` is the shared memory a block may use, and ``l2`` and ``l3`` are both the cache of
+    the device.
     """
 
     kind: str
@@ -119,9 +136,9 @@ class Target:
                 cores=max(count, os.cpu_count() or 1),
                 threads=count,
             )
-        if kind == "cuda" and rest.startswith("sm_"):
-            return cls(kind="cuda", arch=rest)
-        allowed = ["native", "cuda:sm_NN", "a path ending in .json"]
+        if kind == "cuda" and rest in GPUS:
+            return cls(kind="cuda", arch=rest, **GPUS[rest])
+        allowed = ["native", *(f"cuda:{n}" for n in GPUS), "a path ending in .json"]
         raise UnknownNameError("target", text, [*allowed, *(f"cpu:{n}" for n in CPU_PROFILES)])
 
     def to_json(self) -> dict[str, Any]:
@@ -161,15 +178,34 @@ class Target:
         return self.arch == here.arch and here.has(*self.features) and self.threads <= here.cores
 
     def llvm(self) -> dict[str, Any]:
-        """Return TVM's target for this CPU.
+        """Return TVM's target for this CPU, or for the host of this GPU.
 
         The scheduling model stays generic: virtual machines report wrong CPU names, flags are
         right. ``x86-64-v4`` is avoided because its tuning prefers 256-bit vectors.
         """
         if self.kind != "cpu":
-            raise TargetError(f"target kind is {self.kind!r}; LLVM compiles for 'cpu' only")
+            # What every machine with such a device runs.
+            return {"kind": "llvm"} | ({"mcpu": "x86-64-v2"} if _host_is_x86() else {})
         if self.arch != "x86_64":
             return {"kind": "llvm", "num-cores": self.cores}
         mcpu = "x86-64-v3" if self.has(*_AVX2) else "x86-64"
         attributes = [f"+{CPU_FEATURES[f]}" for f in self.features if f in CPU_FEATURES]
         return {"kind": "llvm", "mcpu": mcpu, "mattr": attributes, "num-cores": self.cores}
+
+    def cuda(self) -> dict[str, Any]:
+        """Return TVM's target for this GPU; nothing in it is asked of a device."""
+        if self.kind != "cuda":
+            raise TargetError(f"target kind is {self.kind!r}; device code is made for 'cuda' only")
+        return {
+            "kind": "cuda",
+            "arch": self.arch,
+            "max_threads_per_block": 1024,
+            "thread_warp_size": 32,
+            "max_shared_memory_per_block": self.l1,
+            "registers_per_block": 65536,
+            "l2_cache_size_bytes": self.l3,
+        }
+
+
+def _host_is_x86() -> bool:
+    return platform.machine() == "x86_64"

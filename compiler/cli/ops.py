@@ -66,7 +66,7 @@ def _describe(name: str, target: Target) -> dict[str, Any]:
 
 def _templates(name: str, target: Target) -> list[dict[str, Any]]:
     """Return the applicable templates with the example problems that each serves."""
-    from wattune.compiler.build import keep_torch_out, prepare_tvm
+    from wattune.compiler.tvm_setup import keep_torch_out, prepare_tvm
     from wattune.schedules.template import templates_for
 
     keep_torch_out()

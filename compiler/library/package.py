@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wattune.compiler.build import baseline, build_object, link, prepare_tvm
+from wattune.compiler.build import baseline, build_objects, host_threads, link
 from wattune.compiler.cc import cached, compiler, run
+from wattune.compiler.cuda.program import ffi_includes
 from wattune.compiler.library.choose import choose, verify
 from wattune.compiler.library.dispatch import dispatch_source
 from wattune.compiler.library.features import required_features
 from wattune.compiler.library.header import header_source
 from wattune.compiler.library.manifest import Manifest
 from wattune.compiler.library.plan import Choice, Plan, make_plan
+from wattune.compiler.tvm_setup import prepare_tvm
 from wattune.errors import BuildError, LibraryError, TargetError, WattuneError
 from wattune.ops import Problem
 from wattune.schedules.candidate import Candidate
@@ -122,17 +124,15 @@ def _compile_plan(plan: Plan, target: Target, folder: Path, path: Path) -> None:
     """Compile kernels for the target, all else for its baseline, and link."""
     prepare_tvm()
     kernels = {symbol: _lower(candidate) for symbol, candidate in plan.kernels.items()}
-    build_object(kernels, target, folder / "kernels.o")
-    objects = [folder / "kernels.o"]
+    objects = list(build_objects(kernels, target, folder / "kernels.o").objects)
     if plan.packs:
         packs = {symbol: _pack(*origin) for symbol, origin in plan.packs.items()}
-        build_object(packs, baseline(target), folder / "packs.o")
-        objects.append(folder / "packs.o")
+        objects += build_objects(packs, baseline(target), folder / "packs.o").objects
     source = folder / "dispatch.c"
     source.write_text(dispatch_source(plan.manifest, required_features(target)))
-    includes = [f"-I{_HERE}", *_ffi_includes()]
+    includes = [f"-I{_HERE}", *ffi_includes()]
     run([compiler(), "-fPIC", "-c", *_FLAGS, *includes, source, "-o", folder / "dispatch.o"])
-    link([*objects, folder / "dispatch.o", *_runtime_objects(includes)], path, target.threads)
+    link([*objects, folder / "dispatch.o", *_runtime_objects(includes)], path, host_threads(target))
 
 
 def _lower(candidate: Candidate) -> Any:
@@ -166,10 +166,3 @@ def _runtime_objects(includes: Sequence[str]) -> list[Path]:
     digest = hashlib.sha256((_HERE / "runtime.h").read_bytes()).hexdigest()[:8]
     flags = (*_FLAGS, f"-DWT_HEADER_{digest}", *includes)
     return [cached(_HERE / name, flags, ".o") for name in _SOURCES]
-
-
-def _ffi_includes() -> list[str]:
-    from tvm_ffi import libinfo
-
-    folders = (libinfo.find_include_path(), libinfo.find_dlpack_include_path())
-    return [f"-I{folder}" for folder in folders]

@@ -11,10 +11,9 @@ from wattune.compiler.build import (
     build_candidate,
     build_pack,
     decided_sizes,
-    keep_torch_out,
-    prepare_tvm,
 )
 from wattune.compiler.measure.process import Handler, Message, serve
+from wattune.compiler.tvm_setup import keep_torch_out, prepare_tvm
 from wattune.errors import WattuneError
 from wattune.schedules.candidate import Candidate
 from wattune.schedules.template import register_module, template_of

@@ -98,9 +98,10 @@ class Bound:
 class Binder:
     """Lays out calls; keeps inputs, references and packed data, which many candidates share."""
 
-    def __init__(self, seed: int) -> None:
-        """Draw all inputs from one seed."""
+    def __init__(self, seed: int, kind: str = "cpu") -> None:
+        """Draw all inputs from one seed; ``kind`` is that of the target."""
         self._seed = seed
+        self._kind = kind
         self._cases: Recent[Case] = Recent(CACHE_BYTES)
         self._packed: Recent[Tensor] = Recent(CACHE_BYTES)
 
@@ -140,7 +141,7 @@ class Binder:
         if argument.role == "packed" and argument.layout_dependent:
             return self._pack(case, argument, shape, size, pack)
         source = argument.source or argument
-        aligned = alignment(argument) if tight else CACHE_LINE
+        aligned = alignment(argument, self._kind) if tight else CACHE_LINE
         if not argument.written:
             key = (source.name, tight)
             if key not in case.inputs:

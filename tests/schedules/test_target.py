@@ -49,7 +49,7 @@ def test_threads_are_limited_by_cores() -> None:
 
 @pytest.mark.parametrize("text", ["tpu", "cpu:486", "cuda:ampere", ""])
 def test_unknown_targets_list_what_is_allowed(text: str) -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown target .*cpu:vnni.*cuda:sm_NN"):
+    with pytest.raises(UnknownNameError, match=r"unknown target .*cpu:vnni.*cuda:sm_90a"):
         Target.parse(text)
 
 
@@ -82,5 +82,13 @@ def test_llvm_attributes_follow_the_features() -> None:
         "kind": "llvm",
         "num-cores": 1,
     }
-    with pytest.raises(TargetError, match="LLVM compiles for 'cpu' only"):
-        Target.parse("cuda:sm_90a").llvm()
+
+
+def test_a_gpu_has_a_host_that_any_machine_is() -> None:
+    hopper = Target.parse("cuda:sm_90a")
+    assert hopper.llvm()["kind"] == "llvm"
+    assert "mattr" not in hopper.llvm()
+    assert hopper.cuda()["arch"] == "sm_90a"
+    assert hopper.cuda()["max_shared_memory_per_block"] == 227 << 10
+    with pytest.raises(TargetError, match="made for 'cuda' only"):
+        Target.parse("cpu:avx2").cuda()

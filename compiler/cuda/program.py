@@ -1,0 +1,59 @@
+"""From a GPU program to objects: its machine code, and the launcher all programs share."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+from wattune.compiler.cc import cached
+from wattune.compiler.cuda import nvcc
+from wattune.compiler.cuda.image import LIBRARY, image_object
+from wattune.compiler.cuda.source import device_source, parameter_orders
+from wattune.schedules.cuda.program import GpuProgram
+from wattune.schedules.target import Target
+
+_LAUNCHER = ("gpu.c", "gpu_driver.c")
+
+
+def build_gpu(name: str, program: GpuProgram, target: Target, path: Path) -> dict[str, float]:
+    """Compile a program's kernels and its entry ``__tvm_ffi_<name>`` into an object.
+
+    Returns what the assembler said: ``<kernel>.registers`` and the like for each kernel, with the
+    worst of them as ``registers`` and so on.
+    """
+    source = device_source(program, target)
+    orders = parameter_orders(program, source)
+    image = nvcc.compile_image(source.text, [target.arch], program.registers)
+    passed = {kernel: len(names) for kernel, names in program.passed.items()}
+    image_object(name, image, passed, orders, ffi_includes(), path)
+    return usage_facts(image)
+
+
+def usage_facts(image: nvcc.Image) -> dict[str, float]:
+    """Return the usage of every kernel by name, and the worst of each kind."""
+    facts: dict[str, float] = {"image_bytes": float(len(image.data))}
+    for (kernel, _), usage in image.usage.items():
+        for fact, value in asdict(usage).items():
+            facts[f"{kernel}.{fact}"] = float(value)
+            facts[fact] = max(facts.get(fact, 0.0), float(value))
+    return facts
+
+
+def gpu_launcher() -> list[Path]:
+    """Return the objects of the launcher, compiled at first use."""
+    # `cached` digests the source file; the headers it includes go in as a flag.
+    headers = b"".join((LIBRARY / name).read_bytes() for name in ("gpu.h", "gpu_driver.h"))
+    digest = hashlib.sha256(headers).hexdigest()[:8]
+    flags = ("-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", f"-DWT_HEADER_{digest}")
+    return [cached(LIBRARY / n, (*flags, *ffi_includes()), ".o") for n in _LAUNCHER]
+
+
+@cache
+def ffi_includes() -> tuple[str, ...]:
+    """Return the compiler's flags that find tvm-ffi's C headers."""
+    from tvm_ffi import libinfo
+
+    folders = (libinfo.find_include_path(), libinfo.find_dlpack_include_path())
+    return tuple(f"-I{folder}" for folder in folders)

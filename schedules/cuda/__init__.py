@@ -1,0 +1,1 @@
+"""CUDA templates: native TIRx kernels and the host functions that launch them."""

@@ -1,0 +1,71 @@
+"""Check CUDA kernels on the CPU: the same host function and launcher, an emulated driver."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.emulator.cuda import driver
+from tests.emulator.cuda.image import host_image
+
+from wattune.compiler.build import build_candidate, decided_sizes
+from wattune.compiler.cuda import nvcc
+from wattune.compiler.measure.cases import Binder
+from wattune.compiler.measure.ffi import Library
+from wattune.compiler.measure.verify import verify
+from wattune.ops import Problem
+from wattune.schedules.candidate import Candidate, Schedule
+from wattune.schedules.space import Value
+from wattune.schedules.target import Target
+from wattune.schedules.template import default_candidate, templates_for
+
+HOPPER = Target.parse("cuda:sm_90a")
+AMPERE = Target.parse("cuda:sm_80")
+
+
+def emulated_image(source: str, archs: Sequence[str], registers: int = 0) -> nvcc.Image:
+    """Compile a source for the CPU instead of the GPU."""
+    return nvcc.Image(host_image(source), tuple(archs), {})
+
+
+def check_kernel(
+    problem: Problem,
+    monkeypatch: pytest.MonkeyPatch,
+    target: Target = HOPPER,
+    template: str = "",
+    seed: int = 0,
+    **knobs: Value,
+) -> None:
+    """Build a candidate for the emulator and verify it as tuning does.
+
+    Both cases of `verify`: the bucket's upper end, and an odd size with ragged, empty and poisoned
+    inputs in the least kind memory. ``knobs`` change the default schedule of ``template``.
+    """
+    driver.install()
+    monkeypatch.setattr(nvcc, "compile_image", emulated_image)
+    candidate = candidate_of(problem, target, template, knobs)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.so"
+        build_candidate(candidate, path)
+        library = Library(str(path))
+        try:
+            verify(Binder(seed, target.kind), problem, library, None, decided_sizes(candidate))
+        finally:
+            library.close()
+
+
+def candidate_of(
+    problem: Problem, target: Target, template: str, knobs: Mapping[str, Any]
+) -> Candidate:
+    """Return the default candidate of a template with some knobs changed."""
+    if not template:
+        default = default_candidate(problem, target)
+    else:
+        found = next(t for t in templates_for(problem, target) if t.name == template)
+        schedule = Schedule.make(template, found.space(problem, target).default())
+        default = Candidate(problem, target, schedule)
+    values = {**default.schedule.values, **knobs}
+    return Candidate(problem, target, Schedule.make(default.schedule.template, values))
