@@ -1,0 +1,399 @@
+// The scheduler of fibres, rendezvous of warps and blocks, and faults turned into statuses.
+#include "threads.h"
+
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <memory>
+
+#include "memory.h"
+
+#ifndef __x86_64__
+#error "fibres are switched in x86-64 assembly"
+#endif
+
+namespace emu {
+
+Thread *self;
+Grid grid;
+int reversed;
+bool waited_for_grid;
+
+struct Meeting {
+  uint32_t generation, arrived, mask;
+  const char *name;
+  Operation op;
+  const void *in[kWarp];
+  void *out[kWarp];
+};
+
+struct Warp {
+  uint32_t alive;
+  std::unique_ptr<Meeting> meetings[kWarp];  // by the lowest lane of the mask
+};
+
+namespace {
+
+constexpr size_t kStack = 128 << 10, kPage = 4096;
+constexpr unsigned kThreads = 1024, kBarriers = 16;
+constexpr int kPatience = 100000;
+
+struct Barrier {
+  uint32_t generation;
+  unsigned arrived, expected, votes, result[2];
+};
+
+Thread threads[kThreads];
+Warp warps[kThreads / kWarp];
+Barrier barriers[kBarriers];
+unsigned num_threads, alive;
+void *scheduler;
+Launch running;
+Status status, fault;
+char message[768], fault_text[256];
+char *stacks;
+
+extern "C" void emu_switch(void **save, void *load);
+asm(R"(
+.text
+.local emu_switch
+.type emu_switch,@function
+emu_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+
+void suspend() { emu_switch(&self->stack_pointer, scheduler); }
+
+void complete(Meeting *m) {
+  m->op(m->in, m->out);
+  m->arrived = 0;
+  ++m->generation;
+}
+
+bool is_complete(const Barrier &b) {
+  return b.arrived && b.arrived >= (b.expected ? b.expected : alive);
+}
+
+void complete(Barrier *b) {
+  b->result[b->generation & 1] = b->votes;
+  b->arrived = b->votes = b->expected = 0;
+  ++b->generation;
+}
+
+// Those who wait for a thread that leaves need not wait any longer.
+void leave() {
+  self->done = true;
+  --alive;
+  Warp *warp = self->warp;
+  warp->alive &= ~(1u << self->lane);
+  for (auto &m : warp->meetings)
+    if (m && m->arrived && (m->mask & warp->alive & ~m->arrived) == 0) complete(m.get());
+  for (Barrier &b : barriers)
+    if (alive && is_complete(b)) complete(&b);
+}
+
+void thread_main() {
+  running.entry(running.arguments);
+  for (auto &group : self->groups)
+    if (!group.empty()) fail("a thread leaves while a cp.async of it is under way");
+  if (!self->open.empty()) fail("a thread leaves while a cp.async of it is under way");
+  leave();
+  suspend();
+  abort();
+}
+
+void prepare(Thread *t, unsigned number) {
+  t->number = (int)number;
+  t->lane = number % kWarp;
+  t->warp = &warps[number / kWarp];
+  t->warp->alive |= 1u << t->lane;
+  t->cell = nullptr;
+  t->done = t->polled = false;
+  t->open.clear();
+  t->groups.clear();
+  const dim3 &n = grid.threads;
+  t->index = {number % n.x, number / n.x % n.y, number / n.x / n.y};
+  t->stack_end = stacks + (number + 1) * kStack;
+  // At its start a function finds the stack 8 bytes beside a multiple of 16.
+  void **top = (void **)(t->stack_end - 8);
+  *--top = (void *)thread_main;
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  t->stack_pointer = top;
+}
+
+bool runnable(const Thread &t) { return !t.done && (!t.cell || *t.cell != t.seen); }
+
+// Lets a thread run until it waits; says whether it did more than poll.
+bool resume(Thread *t) {
+  t->cell = nullptr;
+  t->polled = false;
+  self = t;
+  emu_switch(&scheduler, t->stack_pointer);
+  self = nullptr;
+  return !t->polled;
+}
+
+void fail_deadlock(const char *what) {
+  char text[512];
+  int used = 0;
+  const Thread *shown = nullptr;
+  for (unsigned i = 0; i < num_threads && used < 400; ++i) {
+    const Thread &t = threads[i];
+    if (t.done || (shown && shown->where == t.where)) continue;
+    shown = &t;
+    used += snprintf(text + used, sizeof(text) - used, "%sthread %u at %s", used ? ", " : "", i,
+                     t.where);
+  }
+  status = kLaunchFailed;
+  snprintf(message, sizeof(message), "%s: %s", what, text);
+}
+
+void run_block(bool backwards) {
+  num_threads = alive = grid.threads.x * grid.threads.y * grid.threads.z;
+  unsigned num_warps = (num_threads + kWarp - 1) / kWarp;
+  for (unsigned w = 0; w < num_warps; ++w) {
+    warps[w].alive = 0;
+    for (auto &m : warps[w].meetings)
+      if (m) m->arrived = 0;
+  }
+  for (Barrier &b : barriers) b = Barrier();
+  forget_async();
+  for (unsigned i = 0; i < num_threads; ++i) prepare(&threads[i], i);
+  int patience = kPatience;
+  while (alive) {
+    bool moved = false, polled = false;
+    for (unsigned k = 0; k < num_warps; ++k) {
+      unsigned w = backwards ? num_warps - 1 - k : k;
+      bool again = true;  // a warp runs as far as it can
+      while (again) {
+        again = false;
+        for (int l = 0; l < kWarp; ++l) {
+          unsigned i = w * kWarp + (backwards ? kWarp - 1 - l : l);
+          if (i >= num_threads || !runnable(threads[i])) continue;
+          if (resume(&threads[i]))
+            again = moved = true;
+          else
+            polled = true;
+          if (status) return;
+        }
+      }
+    }
+    if (moved) {
+      patience = kPatience;
+    } else if (!land_one()) {
+      if (!polled) return fail_deadlock("deadlock");
+      if (--patience < 0) return fail_deadlock("polling without end");
+    }
+  }
+}
+
+// After a fault: the stack is given up, the thread goes on here.
+void landed() { fail_as(fault, "%s", fault_text); }
+
+void on_signal(int number, siginfo_t *info, void *data) {
+  if (!self) {  // not a kernel's: what would have happened without us
+    signal(number, SIG_DFL);
+    return;
+  }
+  auto *context = (ucontext_t *)data;
+  char *address = (char *)info->si_addr, *low = self->stack_end - kStack;
+  fault = kIllegalAddress;
+  if (number == SIGFPE) {
+    fault = kLaunchFailed;
+    snprintf(fault_text, sizeof(fault_text), "an integer is divided by zero");
+  } else if (address >= low && address < low + kPage) {
+    snprintf(fault_text, sizeof(fault_text), "the stack of a thread is full");
+  } else {
+    snprintf(fault_text, sizeof(fault_text), "illegal access: %s", describe_address(address));
+  }
+  context->uc_mcontext.gregs[REG_RSP] = (greg_t)(self->stack_end - 8);
+  context->uc_mcontext.gregs[REG_RIP] = (greg_t)landed;
+}
+
+constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE};
+
+// Catches faults while it lives, on a stack of its own: that of a fibre may be what is full.
+struct Watch {
+  struct sigaction before[3];
+  stack_t stack_before;
+  static char stack[64 << 10];
+  Watch() {
+    stack_t mine = {};
+    mine.ss_sp = stack;
+    mine.ss_size = sizeof(stack);
+    sigaltstack(&mine, &stack_before);
+    struct sigaction action = {};
+    action.sa_sigaction = on_signal;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &action, &before[i]);
+  }
+  ~Watch() {
+    for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &before[i], nullptr);
+    sigaltstack(&stack_before, nullptr);
+  }
+};
+char Watch::stack[64 << 10];
+
+void map_stacks() {
+  if (stacks) return;
+  void *made = mmap(nullptr, kThreads * kStack, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (made == MAP_FAILED) abort();
+  stacks = (char *)made;
+  for (unsigned i = 0; i < kThreads; ++i) mprotect(stacks + i * kStack, kPage, PROT_NONE);
+}
+
+void fail_text(Status code, const char *format, va_list values) {
+  vsnprintf(message, sizeof(message) / 2, format, values);
+  size_t used = strlen(message);
+  if (self)
+    snprintf(message + used, sizeof(message) - used, " (thread %d of block %u,%u,%u)", self->number,
+             grid.index.x, grid.index.y, grid.index.z);
+  status = code;
+}
+
+}  // namespace
+
+void fail_as(Status code, const char *format, ...) {
+  va_list values;
+  va_start(values, format);
+  fail_text(code, format, values);
+  va_end(values);
+  self->done = true;
+  suspend();
+  abort();
+}
+
+void fail(const char *format, ...) {
+  va_list values;
+  va_start(values, format);
+  fail_text(kLaunchFailed, format, values);
+  va_end(values);
+  self->done = true;
+  suspend();
+  abort();
+}
+
+void wait_while(const uint32_t *cell, uint32_t seen, const char *where) {
+  self->where = where;
+  while (*cell == seen) {
+    self->cell = cell;
+    self->seen = seen;
+    suspend();
+  }
+}
+
+void poll(const char *where) {
+  self->where = where;
+  self->polled = true;
+  suspend();
+}
+
+void meet(const char *name, uint32_t mask, const void *in, void *out, Operation op) {
+  Warp *warp = self->warp;
+  if (!(mask >> self->lane & 1)) fail("%s: the mask %08x is without lane %d", name, mask, self->lane);
+  auto &slot = warp->meetings[__builtin_ctz(mask)];
+  if (!slot) slot.reset(new Meeting());
+  Meeting *m = slot.get();
+  if (!m->arrived) {
+    m->mask = mask;
+    m->name = name;
+    m->op = op;
+    for (int i = 0; i < kWarp; ++i) m->in[i] = nullptr, m->out[i] = nullptr;
+  } else if (m->mask != mask || m->op != op) {
+    fail("lanes of a warp diverge: %s with mask %08x, others at %s with %08x", name, mask, m->name,
+         m->mask);
+  }
+  m->arrived |= 1u << self->lane;
+  m->in[self->lane] = in;
+  m->out[self->lane] = out;
+  if ((mask & warp->alive & ~m->arrived) == 0) return complete(m);
+  wait_while(&m->generation, m->generation, name);
+}
+
+void meet_all(const char *name, const void *in, void *out, Operation op) {
+  if (self->warp->alive != 0xffffffffu)
+    fail("%s: lanes of the warp are missing (%08x are there)", name, self->warp->alive);
+  meet(name, 0xffffffffu, in, out, op);
+}
+
+uint32_t active_lanes() { return self->warp->alive; }
+
+static Barrier *arrive(unsigned id, unsigned count, bool vote) {
+  if (id >= kBarriers) fail("barrier %u; allowed: 0 to %u", id, kBarriers - 1);
+  if (count % kWarp) fail("barrier %u: %u threads are not whole warps", id, count);
+  Barrier *b = &barriers[id];
+  if (b->arrived && b->expected != count)
+    fail("barrier %u is for %u threads and for %u", id, b->expected, count);
+  b->expected = count;
+  b->votes += vote;
+  if (++b->arrived > (count ? count : alive)) fail("barrier %u: too many threads", id);
+  return b;
+}
+
+unsigned barrier(unsigned id, unsigned count, bool vote) {
+  Barrier *b = arrive(id, count, vote);
+  uint32_t generation = b->generation;
+  if (is_complete(*b))
+    complete(b);
+  else
+    wait_while(&b->generation, generation, "a barrier");
+  return b->result[generation & 1];
+}
+
+void barrier_arrive(unsigned id, unsigned count) {
+  Barrier *b = arrive(id, count, false);
+  if (is_complete(*b)) complete(b);
+}
+
+Status run(const Launch &launch, char *text, size_t size) {
+  map_stacks();
+  running = launch;
+  status = kSuccess;
+  message[0] = 0;
+  waited_for_grid = false;
+  grid.blocks = launch.blocks;
+  grid.threads = launch.threads;
+  const dim3 &n = launch.blocks;
+  uint64_t total = (uint64_t)n.x * n.y * n.z;
+  Watch watch;
+  for (uint64_t i = 0; i < total && !status; ++i) {
+    uint64_t b = reversed ? total - 1 - i : i;
+    grid.index = {(unsigned)(b % n.x), (unsigned)(b / n.x % n.y), (unsigned)(b / n.x / n.y)};
+    shared_begin(launch.shared);
+    // Neighbours run in opposite orders, so that one launch tries both.
+    run_block((b & 1) != (unsigned)reversed);
+    if (const char *damage = status ? nullptr : shared_damage()) {
+      status = kIllegalAddress;
+      snprintf(message, sizeof(message), "%s (block %u,%u,%u)", damage, grid.index.x, grid.index.y,
+               grid.index.z);
+    }
+  }
+  if (!status && launch.programmatic && !waited_for_grid) {
+    status = kLaunchFailed;
+    snprintf(message, sizeof(message), "launched to overlap, but no griddepcontrol.wait ran");
+  }
+  snprintf(text, size, "%s", message);
+  return status;
+}
+
+}  // namespace emu
