@@ -58,8 +58,9 @@ _ELEMENTS = {
     "f16x2": "Half",
     "bf16x2": "Bfloat",
 }
+_ATOMICS = ("add", "min", "max", "and", "or", "xor", "exch", "inc")
 _COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
-_ATOMIC = {n: f"ptx::kAtom{n.capitalize()}" for n in "add min max and or xor exch inc".split()}
+_ATOMIC = {n: f"ptx::kAtom{n.capitalize()}" for n in _ATOMICS}
 _WORDS = {**_ELEMENTS, **_COMPARE, **_ATOMIC}
 
 # State spaces and hints of ld and st that change nothing here.
