@@ -104,11 +104,11 @@ class Template(ABC):
 def _hash_folder(module: Path) -> str:
     """Digest the modules beside a template, the vocabulary above them and what makes programs."""
     digest = hashlib.sha256()
-    shared = Path(__file__).with_name("program.py")
     for path in (*sorted(module.parent.glob("*.py")), *sorted(module.parent.parent.glob("*.py"))):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
-    digest.update(shared.read_bytes())
+    for name in ("program.py", "areas.py", "attention.py"):
+        digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from wattune.schedules.areas import Areas
 from wattune.schedules.cpu import amx, math, vector
 from wattune.schedules.cpu.attention.loads import Loader
 from wattune.schedules.cpu.attention.memory import Region
-from wattune.schedules.cpu.attention.plan import Areas, Fold, Plan
+from wattune.schedules.cpu.attention.plan import Fold, Plan
 from wattune.schedules.cpu.attention.scores import Operand, Scores, prefetch_row
 from wattune.schedules.cpu.attention.values import Values
 

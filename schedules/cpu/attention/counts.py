@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from wattune.ops import operator
-from wattune.schedules.cpu.attention.plan import LINE, Plan
+from wattune.schedules.areas import LINE
+from wattune.schedules.cpu.attention.plan import Plan
 from wattune.schedules.cpu.attention.scores import RegisterScores
 from wattune.schedules.cpu.attention.values import RegisterValues
 from wattune.schedules.template import Counts

@@ -11,10 +11,10 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from wattune.schedules.attention import Item
 from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.attention.plan import Plan
-from wattune.schedules.cpu.attention.streams import Item
 from wattune.schedules.cpu.attention.values import Values
 from wattune.schedules.program import Tensors
 

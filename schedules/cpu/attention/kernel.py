@@ -13,12 +13,13 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from wattune.schedules.attention import Item
 from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.attention.memory import Memory, Region, flat
 from wattune.schedules.cpu.attention.plan import Fold, Plan, Scratch
 from wattune.schedules.cpu.attention.scores import Operand, Scores
 from wattune.schedules.cpu.attention.softmax import Mask, Softmax
-from wattune.schedules.cpu.attention.streams import Item, Stream, Tiles
+from wattune.schedules.cpu.attention.streams import Stream, Tiles
 from wattune.schedules.cpu.attention.values import Values
 from wattune.schedules.cpu.attention.walk import Walk
 from wattune.schedules.program import Tensors

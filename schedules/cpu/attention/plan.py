@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wattune.ops.attention import Attention
 from wattune.ops.dtypes import itemsize
+from wattune.schedules.areas import LINE, Areas
+from wattune.schedules.attention import Items
 
-LINE = 64
 # Vectors of scores that one iteration of the softmax's loops covers.
 MOST_VECTORS = 4
 
@@ -36,7 +35,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Items):
     """One schedule of one problem.
 
     A request's keys are cut into tiles of ``block`` keys and these into at most ``splits`` chunks
@@ -47,7 +46,6 @@ class Plan:
     arithmetic: ``fma``, ``dot`` or ``amx``, which takes ``least_keys`` at a time.
     """
 
-    problem: Attention
     threads: int
     lanes: int
     block: int
@@ -61,21 +59,6 @@ class Plan:
     values: str
     least_keys: int = 1
     stretch: int = 128
-
-    @property
-    def items(self) -> int:
-        """Return how many lists of keys a request's KV head has."""
-        return self.problem.query_tokens if getattr(self.problem, "per_token", False) else 1
-
-    @property
-    def item_tokens(self) -> int:
-        """Return how many query tokens read one list."""
-        return self.problem.query_tokens // self.items
-
-    @property
-    def item_rows(self) -> int:
-        """Return the query rows of an item: row = token * group + head."""
-        return self.problem.group * self.item_tokens
 
     @property
     def folds(self) -> tuple[tuple[Fold, int, int], ...]:
@@ -100,28 +83,6 @@ class Plan:
     def size(self) -> int:
         """Return the bytes of an element of the cache."""
         return itemsize(self.problem.dtype)
-
-
-def round_up(value: int, step: int) -> int:
-    """Return the next multiple of ``step``."""
-    return -(-value // step) * step
-
-
-@dataclass(frozen=True)
-class Areas:
-    """Byte offsets of named areas, each at a cache line, and their end."""
-
-    starts: Mapping[str, int]
-    bytes: int
-
-    @classmethod
-    def of(cls, **sizes: int) -> Areas:
-        """Lay areas of these sizes one behind the other."""
-        at, starts = 0, {}
-        for name, size in sizes.items():
-            starts[name] = at
-            at += round_up(size, LINE)
-        return cls(starts, at)
 
 
 @dataclass(frozen=True)

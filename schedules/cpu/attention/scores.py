@@ -13,10 +13,11 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from wattune.schedules.areas import LINE
 from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.attention.loads import Loader
 from wattune.schedules.cpu.attention.memory import Region
-from wattune.schedules.cpu.attention.plan import LINE, Fold, Plan, groups_of
+from wattune.schedules.cpu.attention.plan import Fold, Plan, groups_of
 
 Expr = Any
 

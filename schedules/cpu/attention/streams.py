@@ -14,25 +14,15 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from wattune.schedules.attention import Item, Rows, visible
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.attention.plan import Plan
-from wattune.schedules.cpu.attention.rows import Rows
 from wattune.schedules.program import Tensors
 
 Expr = Any
 
 # A position that no query sees.
 HIDDEN = 0x7FFFFFFF
-
-
-@dataclass(frozen=True)
-class Item:
-    """A list of keys of a request's KV head, and the queries that read it."""
-
-    request: Expr
-    head: Expr
-    part: Expr
-    length: Expr
 
 
 @dataclass(frozen=True)
@@ -56,19 +46,6 @@ class Tiles:
             self.positions.store(i * lanes, self.positions.load(block + i * lanes, lanes))
         for flag in (self.counts, self.masked):
             flag.store(0, flag.load(1))
-
-
-def visible(plan: Plan, item: Item) -> tuple[Expr, Expr]:
-    """Return the first position that some query of an item sees, and the one after the last."""
-    problem = plan.problem
-    if plan.items == 1:
-        end = item.length
-    else:
-        end = T.bind(item.length - problem.query_tokens + item.part + plan.item_tokens)
-    if not problem.window:
-        return T.int32(0), end
-    first = end - (problem.window + plan.item_tokens - 1)
-    return T.bind(T.max(first, T.int32(0))), end
 
 
 def sees_all(plan: Plan, item: Item, first: Expr, end: Expr) -> Expr:

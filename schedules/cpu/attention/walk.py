@@ -16,12 +16,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from tvm.script import tirx as T
 
+from wattune.schedules.attention import Item
 from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.attention.finish import Finish
 from wattune.schedules.cpu.attention.memory import Memory, Region, flat
 from wattune.schedules.cpu.attention.overwrite import overwrite
 from wattune.schedules.cpu.attention.plan import Plan, Scratch
-from wattune.schedules.cpu.attention.streams import Item
 from wattune.schedules.cpu.attention.values import Values
 from wattune.schedules.program import Tensors
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from wattune.schedules.areas import Areas
 from wattune.schedules.cpu import amx, math, vector
 from wattune.schedules.cpu.attention.memory import Region
-from wattune.schedules.cpu.attention.plan import Areas
 from wattune.schedules.cpu.quantized_attention.kernel import QuantizedKernel, QuantizedOwn
 from wattune.schedules.cpu.quantized_attention.keys import Keys, Queries, field_of
 from wattune.schedules.cpu.quantized_attention.packed import Codes

@@ -13,12 +13,12 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from wattune.schedules.attention import Item
 from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.attention.loads import Loader
 from wattune.schedules.cpu.attention.memory import Memory, Region, flat
 from wattune.schedules.cpu.attention.plan import Fold
 from wattune.schedules.cpu.attention.softmax import Mask, Softmax
-from wattune.schedules.cpu.attention.streams import Item
 from wattune.schedules.cpu.attention.values import FmaValues
 from wattune.schedules.cpu.attention.walk import Walk
 from wattune.schedules.cpu.quantized_attention.keys import Keys, Queries

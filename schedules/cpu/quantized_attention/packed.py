@@ -7,9 +7,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from wattune.schedules.attention import Item
 from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.attention.memory import Region, flat
-from wattune.schedules.cpu.attention.streams import Item
 from wattune.schedules.cpu.quantized_attention.plan import QuantizedPlan
 from wattune.schedules.cpu.vector import BYTES, LANES
 from wattune.schedules.program import Tensors

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from wattune.ops.kv_quantization import LANES, QUAD
 from wattune.ops.quantized_decode_attention import QuantizedDecodeAttention
 from wattune.ops.quantized_kv_cache import QuantizedKVCache
-from wattune.schedules.cpu.attention.plan import Areas, Plan, Scratch
+from wattune.schedules.areas import Areas
+from wattune.schedules.cpu.attention.plan import Plan, Scratch
 from wattune.schedules.cpu.quantized_attention.product import BLOCK, Product
 
 # Quads in a block of numbers: loops over vectors of codes take so many at a time.

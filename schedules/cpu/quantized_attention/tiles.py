@@ -13,9 +13,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from wattune.schedules.attention import Item
 from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.attention.memory import Region
-from wattune.schedules.cpu.attention.streams import Item
 from wattune.schedules.cpu.quantized_attention.plan import RING, QuantizedPlan
 from wattune.schedules.program import Tensors
 
