@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wattune.compiler.measure.process import Message, WorkerDied, WorkerHung, WorkerProcess, wait
 from wattune.schedules.candidate import Candidate, FailureKind
+from wattune.schedules.template import template_of
 
 # TVM keeps some memory of every program it has compiled.
 RECYCLE_AFTER = 300
@@ -19,7 +20,8 @@ class BuildResult:
     """A built library, or why there is none.
 
     ``sizes`` are those that the schedule decides; ``pack`` is the library of pack programs, None
-    where the layout needs none. Both are what the measuring process cannot ask a template for.
+    where the layout needs none; ``source_hash`` is the template's. All are what the measuring
+    process cannot ask a template for.
     """
 
     candidate: Candidate
@@ -29,6 +31,7 @@ class BuildResult:
     facts: dict[str, float] = field(default_factory=dict, hash=False)
     sizes: dict[str, int] = field(default_factory=dict, hash=False)
     pack: str | None = None
+    source_hash: str = ""
 
 
 class BuildPool:
@@ -90,7 +93,8 @@ class BuildPool:
                     continue
                 result = self._result(process, candidate, answer)
             del self._jobs[process]
-            self.finished.append(result)
+            source_hash = template_of(candidate).source_hash()
+            self.finished.append(replace(result, source_hash=source_hash))
         self._hand_out()
 
     def wait(self) -> None:

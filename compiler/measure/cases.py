@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wattune.compiler.measure.ffi import Call, Library
-from wattune.compiler.measure.memory import Guarded
+from wattune.compiler.measure.memory import Guarded, state_bytes
+from wattune.compiler.measure.place import Host, Place, Watched
 from wattune.errors import MeasureError
 from wattune.ops import Argument, Problem, operator
 from wattune.ops.dtypes import itemsize, numpy_dtype
@@ -51,16 +52,16 @@ class Recent(Generic[T]):
 class Tensor:
     """Watched memory of one argument, and what a call must leave in it, if anything."""
 
-    memory: Guarded
+    memory: Watched
     kept: Array | None = None
 
     def fill(self, values: Array) -> None:
         """Copy values in, as bytes."""
-        self.memory.data[:] = as_bytes(values)
+        self.memory.write(as_bytes(values))
 
     def unchanged(self) -> bool:
         """Say whether the memory still holds what was kept."""
-        return self.kept is None or np.array_equal(self.memory.data, as_bytes(self.kept))
+        return self.kept is None or np.array_equal(self.memory.read(), as_bytes(self.kept))
 
 
 @dataclass
@@ -92,16 +93,17 @@ class Bound:
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every tensor."""
-        return {name: len(tensor.memory.data) for name, tensor in self.tensors.items()}
+        return {name: tensor.memory.size for name, tensor in self.tensors.items()}
 
 
 class Binder:
     """Lays out calls; keeps inputs, references and packed data, which many candidates share."""
 
-    def __init__(self, seed: int, kind: str = "cpu") -> None:
-        """Draw all inputs from one seed; ``kind`` is that of the target."""
+    def __init__(self, seed: int, kind: str = "cpu", place: Place | None = None) -> None:
+        """Draw all inputs from one seed; ``kind`` is that of the target, ``place`` its memory."""
         self._seed = seed
         self._kind = kind
+        self.place: Place = place or Host()
         self._cases: Recent[Case] = Recent(CACHE_BYTES)
         self._packed: Recent[Tensor] = Recent(CACHE_BYTES)
 
@@ -145,9 +147,9 @@ class Binder:
         if not argument.written:
             key = (source.name, tight)
             if key not in case.inputs:
-                case.inputs[key] = watched(case.values[source.name], aligned)
+                case.inputs[key] = watched(case.values[source.name], aligned, self.place)
             return case.inputs[key]
-        tensor = Tensor(Guarded(size, writable=True, alignment=aligned))
+        tensor = Tensor(self.place.watched(size, True, aligned))
         if argument.role == "state":
             tensor.fill(case.values[source.name])
         else:
@@ -167,7 +169,7 @@ class Binder:
             values = case.values[source.name]
             packed = run_pack(pack, argument, values, shape, size)
             # Kernels read it from memory that ends where the data ends.
-            return watched(packed), 2 * size
+            return watched(packed, place=self.place), 2 * size
 
         return self._packed.get((pack, argument.name, case.digest(source.name), size), make)
 
@@ -198,9 +200,10 @@ def as_bytes(values: Array) -> NDArray[np.uint8]:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 
-def watched(values: Array, aligned: int = CACHE_LINE) -> Tensor:
+def watched(values: Array, aligned: int = CACHE_LINE, place: Place | None = None) -> Tensor:
     """Copy values into watched memory that a kernel may only read."""
-    tensor = Tensor(Guarded(values.nbytes, writable=False, alignment=aligned), kept=values)
+    memory = (place or Host()).watched(values.nbytes, False, aligned)
+    tensor = Tensor(memory, kept=values)
     tensor.fill(values)
     return tensor
 
@@ -221,3 +224,11 @@ def smaller(problem: P) -> P:
         # A size of 0 is one that the problem does without.
         sizes[name] = min(upper, max(1, size - 1 + size % 2))
     return dataclasses.replace(problem, **sizes)
+
+
+def within(problem: P, most_bytes: int) -> P:
+    """Return the problem with run-time sizes halved, in their order, until its states fit."""
+    for name in problem.sizes:
+        while state_bytes(problem) > most_bytes and problem.sizes[name] > 1:
+            problem = dataclasses.replace(problem, **{name: -(-problem.sizes[name] // 2)})
+    return problem

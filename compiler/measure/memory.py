@@ -74,12 +74,20 @@ class Guarded:
         self._mapping = _private(end + page)
         whole = np.frombuffer(self._mapping, dtype=np.uint8)
         base = int(whole.ctypes.data)
-        self.address = base + start
+        self.address, self.size = base + start, size
         self.data = whole[start : start + size]
         self._around = (whole[:start], whole[start + size : end])
         for part in self._around:
             part[:] = GUARD
         _protect(base + end, page)
+
+    def write(self, data: NDArray[np.uint8]) -> None:
+        """Fill the buffer."""
+        self.data[:] = data
+
+    def read(self) -> NDArray[np.uint8]:
+        """Return the buffer itself."""
+        return self.data
 
     def intact(self) -> bool:
         """Say whether the bytes around the buffer are as they were."""

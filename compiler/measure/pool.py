@@ -6,16 +6,14 @@ candidate would cost more than the measurement.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wattune.compiler.measure.memory import pages
+from wattune.compiler.measure.place import Fill, Host, Place, Region
 
 CACHE_LINE = 64
-DRAWN_BYTES = 16 << 20
 LEAST_FOOTPRINT = 512 << 20
 # Regions grow in steps: another layout's copies take a little more or less, and touching memory
 # for the first time takes seconds.
@@ -24,8 +22,6 @@ GOLDEN = 0.6180339887498949
 # Where a call reads less than this share of the arguments (sparse attention), their copies overlap.
 PARTLY_READ = 0.5
 MOST_VIEWS = 1 << 14
-
-Fill = Callable[[int], NDArray[np.uint8]]
 
 
 def cold_footprint(last_level_cache: int, memory: int) -> int:
@@ -58,10 +54,11 @@ class Rotation:
 class Pool:
     """Regions by operator and argument; another operator's regions are given back."""
 
-    def __init__(self) -> None:
-        """Start without memory."""
+    def __init__(self, place: Place | None = None) -> None:
+        """Start without memory; it will be this machine's unless told."""
+        self._place = place or Host()
         self._operator = ""
-        self._regions: dict[str, NDArray[np.uint8]] = {}
+        self._regions: dict[str, Region] = {}
 
     def copies(self, operator: str, argument: str, size: int, sets: int, fill: Fill) -> Rotation:
         """Return copies of an argument of ``size`` bytes, filled from ``fill(count)`` tiled."""
@@ -87,18 +84,10 @@ class Pool:
             self._regions.clear()
             self._operator = operator
         region = self._regions.get(argument)
-        if region is None or len(region) < size:
+        if region is None or region.size < size:
             self._regions.pop(argument, None)
             del region
             step = REGION_STEP if size > REGION_STEP else 1
-            region = self._regions[argument] = _filled(-(-size // step) * step, fill)
-        return int(region.ctypes.data)
-
-
-def _filled(size: int, fill: Fill) -> NDArray[np.uint8]:
-    region = pages(size, huge=True)
-    drawn = fill(min(size, DRAWN_BYTES))
-    for start in range(0, size, len(drawn)):
-        part = region[start : start + len(drawn)]
-        part[:] = drawn[: len(part)]
-    return region
+            region = self._place.region(-(-size // step) * step, fill)
+            self._regions[argument] = region
+        return region.address

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -16,28 +15,19 @@ from typing import Protocol, Self
 from wattune.compiler.cc import compiler
 from wattune.compiler.measure.affinity import divide, openmp_environment, usable_cpus
 from wattune.compiler.measure.builder import BuildPool, BuildResult
-from wattune.compiler.measure.memory import state_bytes
 from wattune.compiler.measure.meters import open_meter
 from wattune.compiler.measure.pool import cold_footprint
-from wattune.compiler.measure.process import Message, WorkerDied, WorkerHung, WorkerProcess, wait
+from wattune.compiler.measure.process import Message, WorkerProcess
+from wattune.compiler.measure.supervisor import Setting, Supervisor
 from wattune.compiler.measure.timing import BUDGET_SECONDS
 from wattune.errors import MissingDependencyError, TargetError, UnknownNameError
-from wattune.schedules.candidate import (
-    Candidate,
-    Conditions,
-    FailureKind,
-    Measurement,
-    Provenance,
-    Record,
-)
+from wattune.schedules.candidate import Candidate, Measurement, Record
 from wattune.schedules.host import fingerprint, toolchain
 from wattune.schedules.target import Target
-from wattune.schedules.template import register_module, template_of
+from wattune.schedules.template import register_module
 
 # Built ahead of the measuring process, per build worker.
 BUILT_AHEAD = 4
-# Bytes of caches that are drawn, twice, with their references: a quarter of what is usual here.
-DRAWN_PER_SECOND = 6 << 20
 
 
 class Runner(Protocol):
@@ -89,7 +79,7 @@ class LocalRunner(Runner):
         compiler()  # an error now, not for every candidate
         for module in template_modules:
             register_module(target.kind, module)
-        self._target, self._mode, self._run_timeout = target, mode, run_timeout
+        self._target = target
         self._folder = Path(tempfile.mkdtemp(prefix="wattune-"))
         cpus = usable_cpus()
         measuring, free = divide(cpus, target.threads)
@@ -113,9 +103,9 @@ class LocalRunner(Runner):
             "amx": target.has("amx_tile"),
         }
         environment = openmp_environment(measuring)
-        self._worker = WorkerProcess("wattune.compiler.measure.worker", setup, environment)
-        self._fingerprint = fingerprint(target)
-        self._best: dict[str, float] = {}
+        worker = WorkerProcess("wattune.compiler.measure.worker", setup, environment)
+        setting = Setting(mode, target.threads, fingerprint(target), toolchain(), run_timeout)
+        self._supervisor = Supervisor(worker, setting, self._pool)
 
     def __enter__(self) -> Self:
         """Return the runner."""
@@ -133,19 +123,13 @@ class LocalRunner(Runner):
     def close(self) -> None:
         """End all processes and delete what was built."""
         self._pool.close()
-        self._worker.close()
+        self._supervisor.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def run(self, candidates: Sequence[Candidate]) -> Iterator[Record]:
         """Yield the record of each candidate; nothing is being timed while the caller has one."""
         for result in self._built(candidates):
-            if result.failure is not None:
-                yield self._failed(result, result.failure, result.message)
-                continue
-            record = self._record(result, self._measured(result))
-            if record.measurement is not None:
-                key = result.candidate.problem.key
-                self._best[key] = min(record.latency, self._best.get(key, record.latency))
+            record = self._supervisor.measure(result)
             self._delete(result)
             yield record
 
@@ -160,10 +144,8 @@ class LocalRunner(Runner):
         for turn in range(rounds):
             for candidate in distinct if turn % 2 == 0 else reversed(distinct):
                 result, known = built[candidate], records[candidate]
-                if result.failure is not None:
-                    known[:] = [self._failed(result, result.failure, result.message)]
-                elif not known or known[-1].valid:
-                    known.append(self._record(result, self._measured(result, verify=turn == 0)))
+                if not known or known[-1].valid:
+                    known.append(self._supervisor.measure(result, verify=turn == 0))
         for result in built.values():
             self._delete(result)
         return [_merged(records[candidate]) for candidate in candidates]
@@ -190,77 +172,6 @@ class LocalRunner(Runner):
             if candidate.target != self._target:
                 raise TargetError("a candidate is for another target than this runner measures on")
         return candidates
-
-    def _measured(self, result: BuildResult, verify: bool = True) -> Message:
-        """Have one library measured; a worker that crashes or hangs is an answer too."""
-        while True:
-            first = self._worker.answered == 0
-            try:
-                answer = self._ask(result, verify)
-            except WorkerHung as error:
-                return {"failure": "timeout", "message": f"run: {error}"}
-            except WorkerDied as error:
-                if first:
-                    return {"failure": "crash", "message": f"the measuring process was {error}"}
-                # An earlier candidate may have damaged the process: again in a fresh one.
-                continue
-            if "error" in answer:
-                return {"failure": "crash", "message": answer["error"]}
-            return answer
-
-    def _ask(self, result: BuildResult, verify: bool) -> Message:
-        problem = result.candidate.problem
-        request: Message = {
-            "problem": problem.to_json(),
-            "library": str(result.path),
-            "pack": result.pack,
-            "sizes": result.sizes,
-            "verify": verify,
-            "best": self._best.get(problem.key) if verify else None,
-            "budget": BUDGET_SECONDS[self._mode],
-        }
-        # Inputs and references of long contexts are drawn first.
-        self._worker.send(request, self._run_timeout + state_bytes(problem) / DRAWN_PER_SECOND)
-        try:
-            while (answer := self._worker.poll()) is None:
-                wait([self._worker, *self._pool.processes])
-                self._pool.pump()
-        except BaseException:
-            # Interrupted: a late answer must not be taken for that of the next request.
-            self._worker.kill()
-            raise
-        return answer
-
-    def _record(self, result: BuildResult, answer: Message) -> Record:
-        if answer.get("failure"):
-            return self._failed(result, answer["failure"], answer["message"])
-        return Record(
-            result.candidate,
-            Conditions(
-                self._mode,
-                self._target.threads,
-                huge_pages=answer["huge_pages"],
-                clock_mhz=answer["clock_mhz"],
-            ),
-            self._provenance(result.candidate),
-            Measurement(tuple(answer["seconds"]), answer["joules"], answer["energy_source"]),
-            facts={**result.facts, **answer["facts"]},
-        )
-
-    def _failed(self, result: BuildResult, failure: FailureKind, message: str) -> Record:
-        return Record(
-            result.candidate,
-            Conditions(self._mode, self._target.threads),
-            self._provenance(result.candidate),
-            failure=failure,
-            message=message,
-            facts=dict(result.facts),
-        )
-
-    def _provenance(self, candidate: Candidate) -> Provenance:
-        return Provenance(
-            template_of(candidate).source_hash(), self._fingerprint, toolchain(), time.time()
-        )
 
     @staticmethod
     def _delete(result: BuildResult) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from wattune.compiler.measure.cases import Binder, Bound, as_bytes, smaller
 from wattune.compiler.measure.ffi import Library
+from wattune.compiler.measure.place import Place
 from wattune.errors import MeasureError
 from wattune.ops import Problem, Tolerance, operator
 from wattune.ops.dtypes import numpy_dtype
@@ -22,14 +23,15 @@ def verify(
     Returns the call at the upper end. Raises `MeasureError` with what is wrong.
     """
     bound = binder.bind(problem, pack, sizes)
-    check(bound, library)
-    check(binder.bind(smaller(problem), pack, sizes, tight=True), library)
+    check(bound, library, binder.place)
+    check(binder.bind(smaller(problem), pack, sizes, tight=True), library, binder.place)
     return bound
 
 
-def check(bound: Bound, library: Library) -> None:
+def check(bound: Bound, library: Library, place: Place) -> None:
     """Run once and compare; everything that a call must leave alone is looked at."""
     library.call("kernel", bound.call)
+    place.finish()
     problem, expected = bound.case.problem, bound.case.expected
     where = ", ".join(f"{name}={size}" for name, size in problem.sizes.items())
     for argument in bound.arguments:
@@ -43,10 +45,11 @@ def check(bound: Bound, library: Library) -> None:
             raise MeasureError("wrong_result", f"{name} was overwritten ({where})")
         if name in expected:
             right = expected[name]
-            got = tensor.memory.data.view(numpy_dtype(argument.dtype)).reshape(right.shape)
+            left = tensor.memory.read()
+            got = left.view(numpy_dtype(argument.dtype)).reshape(right.shape)
             tolerance = operator(problem.operator).tolerance(problem, name)
             # Rows of a state that must stay as they are may hold anything.
-            if argument.updated and np.array_equal(tensor.memory.data, as_bytes(right)):
+            if argument.updated and np.array_equal(left, as_bytes(right)):
                 continue
             if message := difference(got, right, tolerance):
                 raise MeasureError("wrong_result", f"{name}{message} ({where})")

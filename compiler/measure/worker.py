@@ -10,22 +10,21 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wattune.compiler.measure.amx import allow_amx
-from wattune.compiler.measure.cases import Binder, Bound, as_bytes
+from wattune.compiler.measure.cases import Binder
 from wattune.compiler.measure.ffi import Library, runtime
 from wattune.compiler.measure.memory import huge_pages_available
 from wattune.compiler.measure.meters import open_meter
-from wattune.compiler.measure.pool import MOST_VIEWS, PARTLY_READ, Pool, Rotation, stride_of
+from wattune.compiler.measure.pool import Pool
 from wattune.compiler.measure.process import Handler, Message, serve
+from wattune.compiler.measure.rotation import filler, rotations
 from wattune.compiler.measure.timing import Timer, too_slow
 from wattune.compiler.measure.verify import verify
 from wattune.errors import MeasureError
-from wattune.ops import Argument, operator, problem_from_json
+from wattune.ops import problem_from_json
 
 ENERGY_SECONDS = 0.5
 
@@ -84,7 +83,14 @@ class Measurer:
         else:
             bound = self._binder.bind(problem, pack, sizes)
         verified = time.perf_counter()
-        timer = Timer(library.address("kernel"), bound.call, self._rotations(bound), self._position)
+        moved = rotations(
+            self._pool,
+            problem,
+            bound.sizes(),
+            self._footprint if self._mode == "cold" else 0,
+            filler(problem, bound.case.values, self._seed),
+        )
+        timer = Timer(library.address("kernel"), bound.call, moved, self._position)
         best = request["best"]
         samples = timer.measure(request["budget"], self._mode == "cold", best)
         joules = None if too_slow(min(samples), best) else self._energy(timer, samples)
@@ -93,47 +99,12 @@ class Measurer:
             "seconds": samples,
             "joules": joules,
             "energy_source": self._meter.source if self._meter and joules is not None else "none",
-            "huge_pages": huge_pages_available(),
-            "clock_mhz": _clock_mhz(),
+            "conditions": {"huge_pages": huge_pages_available(), "clock_mhz": _clock_mhz()},
             "facts": {
                 "verify_seconds": verified - begin,
                 "timing_seconds": time.perf_counter() - verified,
             },
         }
-
-    def _rotations(self, bound: Bound) -> list[tuple[int, Rotation]]:
-        """View the pool as copies of the arguments that lie in memory between calls."""
-        sizes, problem = bound.sizes(), bound.case.problem
-        moving = [(i, a) for i, a in enumerate(bound.arguments) if a.role in ("packed", "state")]
-        one_set = sum(stride_of(sizes[a.name]) for _, a in moving)
-        name, cold = problem.operator, self._mode == "cold" and bool(moving)
-        moved = operator(name).work(problem).bytes
-        if cold and moved < PARTLY_READ * one_set:
-            sets = min(MOST_VIEWS, max(1, self._footprint // moved))
-            return [
-                (i, self._pool.views(name, a.name, size, sets, spread, self._fill(bound, a)))
-                for i, a in moving
-                for size in (sizes[a.name],)
-                for spread in (self._footprint * size // one_set,)
-            ]
-        sets = max(1, self._footprint // one_set) if cold else 1
-        return [
-            (i, self._pool.copies(name, a.name, sizes[a.name], sets, self._fill(bound, a)))
-            for i, a in moving
-        ]
-
-    def _fill(self, bound: Bound, argument: Argument) -> Any:
-        problem = bound.case.problem
-
-        def fill(count: int) -> NDArray[np.uint8]:
-            source = argument if argument.role == "state" else argument.source
-            if argument.layout_dependent or source is None:
-                op = operator(problem.operator)
-                return op.random_bytes(problem, argument.name, count, self._seed)
-            # A copied argument holds numbers: any bytes may be subnormal or not a number.
-            return np.resize(as_bytes(bound.case.values[source.name]), count)
-
-        return fill
 
     def _energy(self, timer: Timer, samples: tuple[float, ...]) -> float | None:
         """Return joules per call over a loop long enough for the counter's resolution."""

@@ -185,10 +185,10 @@ def test_bound_calls_share_inputs_and_poison_outputs() -> None:
     argument = next(a for a in _arguments(scaled) if a.name == "weight_scale")
     first = binder._tensor(case, argument, (5,), None, False)
     assert first is binder._tensor(case, argument, (5,), None, False)
-    np.testing.assert_array_equal(first.memory.data.view(np.float32), case.values["scale"])
+    np.testing.assert_array_equal(first.memory.read().view(np.float32), case.values["scale"])
     output = next(a for a in _arguments(scaled) if a.name == "y")
     poisoned = binder._tensor(case, output, (2, 5), None, True)
-    assert np.isnan(poisoned.memory.data.view(np.float32)).all()
+    assert np.isnan(poisoned.memory.read().view(np.float32)).all()
 
 
 def _arguments(problem: TernaryGemm) -> tuple:  # type: ignore[type-arg]
