@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wattune.compiler.database import Database
 from wattune.compiler.measure.limits import Limits, measure_limits
-from wattune.compiler.measure.meters import open_meter
+from wattune.compiler.measure.meters import no_meter, open_meter
 from wattune.compiler.measure.runner import LocalRunner, Runner
 from wattune.compiler.measure.timing import BUDGET_SECONDS
 from wattune.compiler.objective import Objective, no_energy, parse_objective
@@ -140,5 +140,4 @@ def _check_meter(objective: Objective, target: Target, runner: Runner | None) ->
         if meter is not None:
             meter.close()
     if source in (None, "none"):
-        counter = "RAPL (/sys/class/powercap)" if target.kind == "cpu" else "NVML"
-        raise no_energy(objective, f"this machine has no readable energy counter ({counter})")
+        raise no_energy(objective, no_meter(target.kind))

@@ -203,11 +203,29 @@ class AttentionOperator(Operator[P]):
         self, problem: P, lengths: Array, rng: np.random.Generator, hard: bool = False
     ) -> dict[str, Array]:
         inputs: dict[str, Array] = {"seq_lens": lengths, **self.cache_inputs(problem, rng)}
-        if problem.sinks:
-            inputs["sinks"] = rng.normal(0, 2, problem.query_heads).astype(np.float32)
-        inputs.update(self.more_inputs(problem, lengths, rng, hard))
+        inputs.update(self._beside(problem, lengths, rng, hard))
         inputs["q"] = self._queries(problem, inputs, rng)
         return inputs
+
+    def _beside(
+        self, problem: P, lengths: Array, rng: np.random.Generator, hard: bool
+    ) -> dict[str, Array]:
+        """Draw sinks and what a subclass adds."""
+        inputs: dict[str, Array] = {}
+        if problem.sinks:
+            inputs["sinks"] = rng.normal(0, 2, problem.query_heads).astype(np.float32)
+        return {**inputs, **self.more_inputs(problem, lengths, rng, hard)}
+
+    def timing_inputs(self, problem: P, rng: np.random.Generator) -> dict[str, Array]:
+        """Draw full requests without their caches; queries are near no key."""
+        lengths = np.full(problem.batch, problem.context, np.int32)
+        shape = (problem.batch, problem.query_tokens, problem.query_heads, problem.head_dim)
+        return {
+            "seq_lens": lengths,
+            **problem.cache.make_page_table(problem.batch, problem.context, rng),
+            **self._beside(problem, lengths, rng, hard=False),
+            "q": round_to(rng.standard_normal(shape, dtype=np.float32), problem.dtype),
+        }
 
     def cache_inputs(self, problem: P, rng: np.random.Generator) -> dict[str, Array]:
         """Draw full caches and the page table."""

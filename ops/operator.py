@@ -214,6 +214,14 @@ class Operator(ABC, Generic[P]):
         """Draw inputs that kernels get wrong: ragged, empty, poison in what must not be read."""
         return self.make_inputs(problem, rng)
 
+    def timing_inputs(self, problem: P, rng: np.random.Generator) -> dict[str, Array]:
+        """Draw inputs for timing, where packed data and states are views of a pool.
+
+        A subclass whose states take longer to draw than a kernel to time leaves them out.
+        """
+        drawn = self.make_inputs(problem, rng)
+        return {a.name: drawn[a.name] for a in self.arguments(problem) if a.role == "input"}
+
     @abstractmethod
     def reference(self, problem: P, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Compute outputs and updated states in numpy: integers exactly, floats in float64."""

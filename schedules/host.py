@@ -7,11 +7,13 @@ import json
 import os
 import platform
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from wattune.schedules.nvidia import gpu_facts
 from wattune.schedules.target import CPU_FEATURES, Target
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -72,22 +74,23 @@ def toolchain() -> dict[str, str]:
     return versions
 
 
-def fingerprint(target: Target) -> str:
+def fingerprint(target: Target, versions: Mapping[str, str] | None = None) -> str:
     """Return the exact device and compiler in one short name.
 
     Measurements with different fingerprints are not compared. Versions that only touch the host
-    program (Python, the kernel) are in a record's provenance and not in here.
+    program (Python, the kernel) are in a record's provenance and not in here. ``versions`` are
+    those of the compiler, where candidates were built elsewhere.
     """
-    device = target.device or target.arch
+    facts: dict[str, Any] = {"device": target.device or target.arch}
     if target.kind == "cpu":
-        device = device_name()
-    # What the process may use (its cores) says nothing about the device.
-    here = {name: host_fields()[name] for name in ("arch", "features")}
-    facts = {
-        "device": device,
-        "host": {**here, **_cache_sizes()},
-        "versions": {name: toolchain()[name] for name in ("apache-tvm", "apache-tvm-ffi")},
-    }
+        # What the process may use (its cores) says nothing about the device.
+        here = {name: host_fields()[name] for name in ("arch", "features")}
+        facts = {"device": device_name(), "host": {**here, **_cache_sizes()}}
+    elif target.runs_here():
+        facts = gpu_facts()
+    built = toolchain() if versions is None else versions
+    facts["versions"] = {name: built[name] for name in ("apache-tvm", "apache-tvm-ffi")}
+    device = str(facts["device"])
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", device.split("(")[0]).strip("-").lower()
     return f"{readable}-{digest}"

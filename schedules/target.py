@@ -119,10 +119,24 @@ class Target:
         return cls(**fields)
 
     @classmethod
+    def native_gpu(cls) -> Self:
+        """Describe the first GPU of this machine; `DeviceError` where there is none."""
+        from wattune.schedules.nvidia import gpu_fields
+
+        fields = gpu_fields()
+        # One of those that `parse` knows by name is that one: records of both go together.
+        known = GPUS.get(fields["arch"], {})
+        if all(known.get(name) == fields[name] for name in ("device", "cores")):
+            fields.update(known)
+        return cls(**fields)
+
+    @classmethod
     def parse(cls, text: str, threads: int | None = None) -> Self:
-        """Read ``native``, ``cpu:PROFILE``, ``cuda:ARCH`` or the path of a JSON file."""
+        """Read ``native``, ``cuda``, ``cpu:PROFILE``, ``cuda:ARCH`` or a JSON file's path."""
         if text == "native":
             return cls.native(threads)
+        if text == "cuda":
+            return cls.native_gpu()
         kind, _, rest = text.partition(":")
         if text.endswith(".json"):
             target = cls.from_json(text)
@@ -138,7 +152,7 @@ class Target:
             )
         if kind == "cuda" and rest in GPUS:
             return cls(kind="cuda", arch=rest, **GPUS[rest])
-        allowed = ["native", *(f"cuda:{n}" for n in GPUS), "a path ending in .json"]
+        allowed = ["native", "cuda", *(f"cuda:{n}" for n in GPUS), "a path ending in .json"]
         raise UnknownNameError("target", text, [*allowed, *(f"cpu:{n}" for n in CPU_PROFILES)])
 
     def to_json(self) -> dict[str, Any]:
@@ -172,10 +186,22 @@ class Target:
 
     def runs_here(self) -> bool:
         """Say whether this machine has everything the target asks for."""
-        if self.kind != "cpu":
-            return False
+        return not self.lacking()
+
+    def lacking(self) -> str:
+        """Say what the target asks for and this machine has not; empty where it runs."""
+        if self.kind == "cuda":
+            from wattune.schedules.nvidia import gpu_lacking
+
+            return gpu_lacking(self.arch)
         here = Target.native()
-        return self.arch == here.arch and here.has(*self.features) and self.threads <= here.cores
+        if self.arch != here.arch:
+            return f"it is {self.kind} {self.arch}, this machine is {here.kind} {here.arch}"
+        if missing := sorted(set(self.features) - set(here.features)):
+            return f"this CPU has no {', '.join(missing)}"
+        if self.threads > here.cores:
+            return f"it uses {self.threads} threads, this machine has {here.cores} cores"
+        return ""
 
     def llvm(self) -> dict[str, Any]:
         """Return TVM's target for this CPU, or for the host of this GPU.

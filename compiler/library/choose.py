@@ -39,7 +39,7 @@ def verify(choices: Sequence[Choice], target: Target, allow_unverified: bool) ->
             return list(choices)
         raise TargetError(
             f"{len(missing)} of {len(choices)} kernels have no verified record, and this machine "
-            f"cannot run the target ({_reason(target)}); tune and compile on such a machine, or "
+            f"cannot run the target ({target.lacking()}); tune and compile on such a machine, or "
             "pass allow_unverified=True"
         )
     from wattune.compiler.measure.runner import LocalRunner
@@ -56,12 +56,3 @@ def verify(choices: Sequence[Choice], target: Target, allow_unverified: bool) ->
         choice if choice.verified else replace(choice, record=records[choice.candidate])
         for choice in choices
     ]
-
-
-def _reason(target: Target) -> str:
-    here = Target.native()
-    if target.kind != here.kind or target.arch != here.arch:
-        return f"it is {target.kind} {target.arch}, here is {here.kind} {here.arch}"
-    if lacking := sorted(set(target.features) - set(here.features)):
-        return f"here is no {', '.join(lacking)}"
-    return f"it asks for {target.threads} threads, here are {here.cores} cores"

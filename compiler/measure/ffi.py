@@ -7,7 +7,8 @@ import ctypes
 import importlib.metadata
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from wattune.errors import MeasureError, MissingDependencyError
 _DTYPE = re.compile(r"(int|uint|float|bfloat)(\d+)")
 _DTYPE_CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4}
 _TENSOR_POINTER = 7  # kTVMFFIDLTensorPtr
+_CUDA = 2  # kDLCUDA
 _OBJECT_HEADER = 24  # sizeof(TVMFFIObject)
 
 
@@ -85,6 +87,19 @@ def raised() -> str:
     return text
 
 
+@contextmanager
+def stream_of_calls(device: int, stream: int) -> Iterator[None]:
+    """Have calls of this thread launch GPU kernels on a stream of a device."""
+    before = ctypes.c_void_p()
+    place = ctypes.c_int32(_CUDA), ctypes.c_int32(device)
+    if runtime().TVMFFIEnvSetStream(*place, ctypes.c_void_p(stream), ctypes.byref(before)):
+        raise MeasureError("crash", f"the stream cannot be set: {raised()}")
+    try:
+        yield
+    finally:
+        runtime().TVMFFIEnvSetStream(*place, before, None)
+
+
 class Call:
     """The arguments of a call: tensors over memory that the caller keeps alive."""
 
@@ -103,6 +118,10 @@ class Call:
     def slot(self, index: int) -> int:
         """Return the address of a tensor's data pointer, which is its first field."""
         return ctypes.addressof(self._tensors) + index * ctypes.sizeof(_Tensor)
+
+    def point(self, index: int, address: int) -> None:
+        """Let a tensor lie elsewhere from the next call on."""
+        self._tensors[index].data = address
 
 
 def _dtype(name: str) -> tuple[int, int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from wattune.errors import MissingDependencyError
+from wattune.compiler.measure.nvml import Nvml
+from wattune.errors import DeviceError
 
 RAPL = Path("/sys/class/powercap")
 
@@ -50,30 +50,6 @@ class Rapl:
         """Nothing is held."""
 
 
-class Nvml:
-    """The energy counter of one NVIDIA GPU."""
-
-    source = "nvml"
-
-    def __init__(self, index: int = 0) -> None:
-        """Open a device; `MeasureError` or NVML's own error where it counts no energy."""
-        try:
-            self._nvml: Any = import_module("pynvml")
-        except ImportError as error:
-            raise MissingDependencyError("nvidia-ml-py", "measuring a GPU's energy") from error
-        self._nvml.nvmlInit()
-        self._device = self._nvml.nvmlDeviceGetHandleByIndex(index)
-        self.joules()
-
-    def joules(self) -> float:
-        """Return the energy since the driver was loaded."""
-        return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._device)) * 1e-3
-
-    def close(self) -> None:
-        """Give NVML back."""
-        self._nvml.nvmlShutdown()
-
-
 def _rapl(root: Path) -> Rapl | None:
     """Open RAPL where packages are listed and may be read (often root only)."""
     zones = [
@@ -93,5 +69,16 @@ def open_meter(kind: str, rapl_root: Path = RAPL) -> Meter | None:
         return _rapl(rapl_root)
     try:
         return Nvml()
-    except Exception:  # pynvml raises its own classes, one per code: all mean "no counter here"
+    except DeviceError:
         return None
+
+
+def no_meter(kind: str) -> str:
+    """Say why `open_meter` returns None."""
+    if kind == "cpu":
+        return "this machine has no readable energy counter (RAPL, /sys/class/powercap)"
+    try:
+        Nvml().close()
+    except DeviceError as error:
+        return str(error)
+    return "the energy counter can be read now"

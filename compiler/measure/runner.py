@@ -40,17 +40,6 @@ class Runner(Protocol):
         """Give back processes and files."""
 
 
-def _lacking(target: Target) -> str:
-    """Say what a target asks for and this machine has not."""
-    here = Target.native()
-    if (target.kind, target.arch) != (here.kind, here.arch):
-        return f"it is {target.kind} {target.arch}, this machine is {here.kind} {here.arch}"
-    missing = sorted(set(target.features) - set(here.features))
-    if missing:
-        return f"this CPU has no {', '.join(missing)}"
-    return f"it uses {target.threads} threads, this machine has {here.cores} cores"
-
-
 class LocalRunner(Runner):
     """Builds in worker processes and measures in one other process, on this machine.
 
@@ -72,8 +61,8 @@ class LocalRunner(Runner):
         """Prepare the processes; they start with the first candidate."""
         if mode not in BUDGET_SECONDS:
             raise UnknownNameError("measuring mode", mode, BUDGET_SECONDS)
-        if not target.runs_here():
-            raise TargetError(f"the target cannot run here: {_lacking(target)}")
+        if lacking := target.lacking():
+            raise TargetError(f"the target cannot run here: {lacking}")
         if find_spec("tvm") is None:
             raise MissingDependencyError("apache-tvm", "tuning")
         compiler()  # an error now, not for every candidate

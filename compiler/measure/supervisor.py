@@ -54,11 +54,11 @@ class Supervisor:
         """End the process."""
         self._worker.close()
 
-    def measure(self, result: BuildResult, verify: bool = True, energy: float = 0.0) -> Record:
+    def measure(self, result: BuildResult, verify: bool = True, energy: bool = False) -> Record:
         """Return the record of a built candidate, or of one that was not built.
 
-        ``verify``: compare with the reference first. ``energy``: seconds to measure energy for,
-        where that is a matter of choice.
+        ``verify``: compare with the reference first. ``energy``: measure it too, where that takes
+        long: on GPUs. CPUs do it always.
         """
         if result.failure is not None:
             return self._failed(result, result.failure, result.message)
@@ -68,7 +68,7 @@ class Supervisor:
             self._best[key] = min(record.latency, self._best.get(key, record.latency))
         return record
 
-    def _measured(self, result: BuildResult, verify: bool, energy: float) -> Message:
+    def _measured(self, result: BuildResult, verify: bool, energy: bool) -> Message:
         """Have one library measured; a worker that crashes or hangs is an answer too."""
         while True:
             first = self._worker.answered == 0
@@ -85,7 +85,7 @@ class Supervisor:
                 return {"failure": "crash", "message": answer["error"]}
             return answer
 
-    def _ask(self, result: BuildResult, verify: bool, energy: float) -> Message:
+    def _ask(self, result: BuildResult, verify: bool, energy: bool) -> Message:
         problem, setting = result.candidate.problem, self._setting
         request: Message = {
             "problem": problem.to_json(),

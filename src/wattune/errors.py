@@ -59,6 +59,15 @@ class MeasureError(WattuneError):
         self.kind = kind
 
 
+class DeviceError(WattuneError):
+    """A GPU that is absent, refuses a request or is lost; ``status`` is the driver's number."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        """Keep the driver's status beside the message."""
+        super().__init__(message)
+        self.status = status
+
+
 class LibraryError(WattuneError):
     """A library that cannot be exported, or cannot be loaded here."""
 

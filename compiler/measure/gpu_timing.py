@@ -1,0 +1,125 @@
+"""Timing on a GPU: graphs of many calls, replayed between events.
+
+A graph holds calls over different copies of what rotates, at least as many as fill the footprint,
+and takes a millisecond or more: neither its start nor the events' resolution counts, and kernels
+that are shorter than a launch are timed without the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from wattune.compiler.measure.ffi import Call, Library
+from wattune.compiler.measure.gpu_device import Event, GpuDevice, Graph
+from wattune.compiler.measure.pool import Rotation
+from wattune.compiler.measure.timing import (
+    FEW_SAMPLES,
+    LEAST_SAMPLES,
+    MOST_BUDGETS,
+    summary,
+    too_slow,
+)
+
+# Nodes of one graph.
+MOST_CALLS = 2048
+GRAPH_SECONDS = 1e-3
+MOST_REPLAYS = 200
+WARM_SECONDS = 0.02
+# A GPU's cache is emptied by this many times its size.
+CACHES = 4
+LEAST_FOOTPRINT = 256 << 20
+
+
+def gpu_footprint(cache: int, memory: int) -> int:
+    """Return how many bytes a cold measurement rotates over: several times the cache."""
+    return min(max(LEAST_FOOTPRINT, CACHES * cache), memory // 4)
+
+
+def calls_of(seconds: float, sets: int) -> int:
+    """Return how many calls a graph holds: whole rotations, for `GRAPH_SECONDS` where they fit."""
+    turns = max(1, round(GRAPH_SECONDS / (seconds * sets)))
+    return min(MOST_CALLS, turns * sets) if sets <= MOST_CALLS else MOST_CALLS
+
+
+def replays_of(seconds: float, budget: float) -> int:
+    """Return how often a graph that takes ``seconds`` is replayed."""
+    least = min(LEAST_SAMPLES, max(FEW_SAMPLES, round(MOST_BUDGETS * budget / seconds)))
+    return max(least, min(MOST_REPLAYS, round(budget / seconds)))
+
+
+class GpuTimer:
+    """Calls one kernel over its rotating arguments, captured into graphs."""
+
+    def __init__(
+        self,
+        device: GpuDevice,
+        library: Library,
+        call: Call,
+        rotations: Sequence[tuple[int, Rotation]],
+    ) -> None:
+        """Rotate the arguments of these indices."""
+        self._device = device
+        self._start: Callable[[], None] = lambda: library.call("kernel", call)
+        self._call = call
+        self._rotations = rotations
+        self._sets = min((len(r.addresses) for _, r in rotations), default=1)
+        self._next = 0
+        self.calls = 0
+        self.graph: Graph | None = None
+
+    def once(self) -> None:
+        """Call once, outside of graphs: code is loaded, and a fault is this candidate's."""
+        with self._device.current():
+            self._one()
+        self._device.finish()
+
+    def capture(self, calls: int) -> Graph:
+        """Capture so many calls, going on with the copies where the last one stopped."""
+
+        def body() -> None:
+            for _ in range(calls):
+                self._one()
+
+        self.calls, self.graph = calls, self._device.capture(body)
+        return self.graph
+
+    def _one(self) -> None:
+        for index, rotation in self._rotations:
+            self._call.point(index, int(rotation.addresses[self._next]))
+        self._next = (self._next + 1) % self._sets
+        self._start()
+
+    def replay(self, times: int) -> np.ndarray:
+        """Return the seconds of one call, for each replay of the graph."""
+        assert self.graph is not None
+        marks = [Event(self._device) for _ in range(times + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            self.graph.launch()
+            mark.record()
+        self._device.finish()
+        seconds = [after.seconds_since(before) for before, after in pairwise(marks)]
+        return np.array(seconds) / self.calls
+
+    def for_load(self, seconds: float, length: float) -> tuple[Graph, int]:
+        """Return a graph that takes about ``length`` seconds, and its calls of ``seconds`` each."""
+        turns = max(1, round(length / (seconds * self._sets)))
+        calls = min(MOST_CALLS, turns * self._sets)
+        return self.capture(calls), calls
+
+    def measure(self, budget: float, best: float | None) -> tuple[float, ...]:
+        """Return latency samples in seconds, the first replays dropped; few of a slow candidate."""
+        self.once()
+        self.capture(min(MOST_CALLS, self._sets))
+        first = self.replay(FEW_SAMPLES + 1)[1:]
+        seconds = float(first.min())
+        if too_slow(seconds, best):
+            return summary(first)
+        if (calls := calls_of(seconds, self._sets)) != self.calls:
+            self.capture(calls)
+        each = seconds * self.calls
+        self.replay(max(1, min(MOST_REPLAYS, round(WARM_SECONDS / each))))
+        return summary(self.replay(replays_of(each, budget)))
