@@ -61,8 +61,11 @@ def cache_folder() -> Path:
 def cached(source: Path, flags: tuple[str, ...], suffix: str) -> Path:
     """Compile one C file, or find what an earlier process compiled; ``suffix`` .o or .so.
 
-    The name digests source, flags and compiler, so that a stale file is never found.
+    The name digests source, flags and compiler, so that a stale file is never found. A bundle
+    has what it needs compiled beside its source: there may be no compiler where it runs.
     """
+    if (made := source.with_name(source.name + suffix)).exists():
+        return made
     kind = ("-c",) if suffix == ".o" else ("-shared",)
     version = run([compiler(), "-dumpfullversion", "-dumpmachine"])
     parts = (source.read_text(), *flags, suffix, compiler(), version)

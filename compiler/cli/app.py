@@ -19,6 +19,7 @@ _COMMANDS = {
     "pack": "library",
     "export-records": "records",
     "import-records": "records",
+    "bundle": "bundle",
 }
 
 

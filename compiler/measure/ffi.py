@@ -58,12 +58,8 @@ class _Bytes(ctypes.Structure):
         return ctypes.string_at(self.data, self.size).decode(errors="replace") if self.data else ""
 
 
-@cache
-def runtime() -> ctypes.CDLL:
-    """Load libtvm_ffi for every library opened later, without importing ``tvm_ffi``.
-
-    Importing the package would import torch where that is installed.
-    """
+def runtime_library() -> Path:
+    """Return the file of libtvm_ffi."""
     name = "libtvm_ffi.dylib" if sys.platform == "darwin" else "libtvm_ffi.so"
     try:
         files = importlib.metadata.files("apache-tvm-ffi") or []
@@ -71,8 +67,17 @@ def runtime() -> ctypes.CDLL:
         files = []
     for file in files:
         if file.name == name:
-            return ctypes.CDLL(str(Path(str(file.locate()))), mode=ctypes.RTLD_GLOBAL)
+            return Path(str(file.locate()))
     raise MissingDependencyError("apache-tvm-ffi", "calling kernels")
+
+
+@cache
+def runtime() -> ctypes.CDLL:
+    """Load libtvm_ffi for every library opened later, without importing ``tvm_ffi``.
+
+    Importing the package would import torch where that is installed.
+    """
+    return ctypes.CDLL(str(runtime_library()), mode=ctypes.RTLD_GLOBAL)
 
 
 def raised() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,6 +99,22 @@ class GpuDevice:
         """Copy bytes within the device, in the order of the stream."""
         addresses = ctypes.c_uint64(target), ctypes.c_uint64(source)
         self.driver("cuMemcpyDtoDAsync_v2", *addresses, ctypes.c_size_t(size), self.stream)
+
+    def kernel(self, image: bytes, name: str) -> ctypes.c_void_p:
+        """Load an image and return one of its kernels; both stay for good."""
+        module, found = ctypes.c_void_p(), ctypes.c_void_p()
+        self.driver("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(image))
+        self.driver("cuModuleGetFunction", ctypes.byref(found), module, name.encode())
+        return found
+
+    def launch(
+        self, kernel: ctypes.c_void_p, blocks: int, threads: int, arguments: Sequence[Any]
+    ) -> None:
+        """Start a kernel of so many blocks on the stream."""
+        pointers = [ctypes.cast(ctypes.byref(value), ctypes.c_void_p) for value in arguments]
+        passed = (ctypes.c_void_p * len(pointers))(*pointers)
+        grid = [ctypes.c_uint(size) for size in (blocks, 1, 1, threads, 1, 1, 0)]
+        self.driver("cuLaunchKernel", kernel, *grid, self.stream, passed, None)
 
     @contextmanager
     def current(self) -> Iterator[None]:

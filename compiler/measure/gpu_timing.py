@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wattune.compiler.measure.ffi import Call, Library
 from wattune.compiler.measure.gpu_device import Event, GpuDevice, Graph
@@ -48,6 +49,17 @@ def replays_of(seconds: float, budget: float) -> int:
     """Return how often a graph that takes ``seconds`` is replayed."""
     least = min(LEAST_SAMPLES, max(FEW_SAMPLES, round(MOST_BUDGETS * budget / seconds)))
     return max(least, min(MOST_REPLAYS, round(budget / seconds)))
+
+
+def replay(device: GpuDevice, graph: Graph, times: int) -> NDArray[np.float64]:
+    """Return the seconds of each of so many replays of a graph."""
+    marks = [Event(device) for _ in range(times + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        graph.launch()
+        mark.record()
+    device.finish()
+    return np.array([after.seconds_since(before) for before, after in pairwise(marks)])
 
 
 class GpuTimer:
@@ -92,17 +104,10 @@ class GpuTimer:
         self._next = (self._next + 1) % self._sets
         self._start()
 
-    def replay(self, times: int) -> np.ndarray:
+    def replay(self, times: int) -> NDArray[np.float64]:
         """Return the seconds of one call, for each replay of the graph."""
         assert self.graph is not None
-        marks = [Event(self._device) for _ in range(times + 1)]
-        marks[0].record()
-        for mark in marks[1:]:
-            self.graph.launch()
-            mark.record()
-        self._device.finish()
-        seconds = [after.seconds_since(before) for before, after in pairwise(marks)]
-        return np.array(seconds) / self.calls
+        return replay(self._device, self.graph, times) / self.calls
 
     def for_load(self, seconds: float, length: float) -> tuple[Graph, int]:
         """Return a graph that takes about ``length`` seconds, and its calls of ``seconds`` each."""

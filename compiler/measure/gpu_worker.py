@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -19,6 +20,7 @@ from wattune.compiler.measure.cases import Binder, Recent, Tensor, poison, watch
 from wattune.compiler.measure.ffi import Call, Library, runtime
 from wattune.compiler.measure.gpu_device import GpuDevice
 from wattune.compiler.measure.gpu_energy import EnergyMeasurer
+from wattune.compiler.measure.gpu_limits import gpu_limits
 from wattune.compiler.measure.gpu_timing import GpuTimer
 from wattune.compiler.measure.pool import CACHE_LINE, Pool
 from wattune.compiler.measure.process import Handler, Message, serve
@@ -71,7 +73,13 @@ class GpuMeasurer:
         self._energy = EnergyMeasurer(self._device)
 
     def answer(self, request: Message) -> Message:
-        """Verify and time; a wrong candidate is an answer with ``failure`` and ``message``."""
+        """Verify and time; a wrong candidate is an answer with ``failure`` and ``message``.
+
+        A request for ``limits`` names the image of the kernel that reads, and is answered with
+        them.
+        """
+        if "limits" in request:
+            return {"limits": gpu_limits(self._device, Path(request["limits"]).read_bytes())}
         library = Library(request["library"])
         try:
             return self._measure(request, library)

@@ -79,12 +79,16 @@ class Limits:
         return cls(**{name: dict(value) for name, value in data.items() if name in known})
 
 
-@cache
-def _library(features: tuple[str, ...]) -> ctypes.CDLL:
-    """Compile limits.c for these features."""
+def limits_library(features: tuple[str, ...]) -> Path:
+    """Return limits.c, compiled for these features."""
     # gcc spells its options like LLVM its attributes.
     flags = [f"-m{CPU_FEATURES[name]}" for name in features if name in CPU_FEATURES]
-    library = ctypes.CDLL(str(cached(SOURCE, (*flags, "-pthread"), ".so")))
+    return cached(SOURCE, (*flags, "-pthread"), ".so")
+
+
+@cache
+def _library(features: tuple[str, ...]) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(limits_library(features)))
     library.wattune_read.restype = library.wattune_unit.restype = ctypes.c_double
     return library
 

@@ -37,6 +37,10 @@ class WorkerDied(Exception):
     """A worker ended in the middle of a job; the message says how."""
 
 
+class WorkerNotReady(WorkerDied):
+    """A worker ended, or hung, before it could take its first job: no fault of the job."""
+
+
 class WorkerHung(Exception):
     """A worker did not answer in time and was killed."""
 
@@ -94,7 +98,7 @@ class WorkerProcess:
     def poll(self) -> Message | None:
         """Return the answer if it has arrived.
 
-        Raises `WorkerDied` or `WorkerHung`; the worker is gone then.
+        Raises `WorkerDied`, `WorkerNotReady` or `WorkerHung`; the worker is gone then.
         """
         while (line := self._line()) is not None:
             message: Message = json.loads(line)
@@ -105,8 +109,10 @@ class WorkerProcess:
             self._ready = True
             self._deadline = time.monotonic() + self._timeout
         if time.monotonic() > self.deadline:
-            seconds = self._timeout
+            ready, seconds = self._ready, self._timeout
             self.kill()
+            if not ready:
+                raise WorkerNotReady(f"not ready within {STARTUP_SECONDS:g} s")
             raise WorkerHung(f"no answer within {seconds:g} s")
         return None
 
@@ -180,12 +186,13 @@ class WorkerProcess:
         code = self._process.wait()
         self._errors.seek(self._errors_before)
         reason = last_lines(self._errors.read().decode(errors="replace"))
+        kind = WorkerDied if self._ready else WorkerNotReady
         self.kill()
         if code < 0:
             how = f"killed by {signal.Signals(-code).name}"
         else:
             how = f"ended with exit status {code}"
-        return WorkerDied(f"{how}: {reason}" if reason else how)
+        return kind(f"{how}: {reason}" if reason else how)
 
 
 def wait(workers: Sequence[WorkerProcess]) -> None:

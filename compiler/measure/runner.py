@@ -13,16 +13,13 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from wattune.compiler.cc import compiler
-from wattune.compiler.measure.affinity import divide, openmp_environment, usable_cpus
+from wattune.compiler.measure.affinity import divide, usable_cpus
 from wattune.compiler.measure.builder import BuildPool, BuildResult
 from wattune.compiler.measure.meters import open_meter
-from wattune.compiler.measure.pool import cold_footprint
-from wattune.compiler.measure.process import Message, WorkerProcess
-from wattune.compiler.measure.supervisor import Setting, Supervisor
-from wattune.compiler.measure.timing import BUDGET_SECONDS
-from wattune.errors import MissingDependencyError, TargetError, UnknownNameError
+from wattune.compiler.measure.station import check, host_threads, supervisor_of
+from wattune.errors import MissingDependencyError, TargetError
 from wattune.schedules.candidate import Candidate, Measurement, Record
-from wattune.schedules.host import fingerprint, toolchain
+from wattune.schedules.host import toolchain
 from wattune.schedules.target import Target
 from wattune.schedules.template import register_module
 
@@ -45,7 +42,8 @@ class LocalRunner(Runner):
 
     ``mode`` is ``cold`` (packed arguments come from memory, as in decoding) or ``hot``. Where the
     target leaves cores free, they build ahead during measurements; else the two alternate.
-    ``template_modules`` are registered here and in the build workers.
+    ``template_modules`` are registered here and in the build workers. ``energy``: measure it on
+    GPUs too, which takes some ten seconds a candidate; on CPUs it is always measured.
     """
 
     def __init__(
@@ -57,12 +55,10 @@ class LocalRunner(Runner):
         run_timeout: float = 30,
         seed: int = 0,
         template_modules: Sequence[str] = (),
+        energy: bool = False,
     ) -> None:
         """Prepare the processes; they start with the first candidate."""
-        if mode not in BUDGET_SECONDS:
-            raise UnknownNameError("measuring mode", mode, BUDGET_SECONDS)
-        if lacking := target.lacking():
-            raise TargetError(f"the target cannot run here: {lacking}")
+        check(target, mode)
         if find_spec("tvm") is None:
             raise MissingDependencyError("apache-tvm", "tuning")
         compiler()  # an error now, not for every candidate
@@ -71,9 +67,9 @@ class LocalRunner(Runner):
         self._target = target
         self._folder = Path(tempfile.mkdtemp(prefix="wattune-"))
         cpus = usable_cpus()
-        measuring, free = divide(cpus, target.threads)
-        # An energy counter counts every core.
-        self._overlap = bool(free) and open_meter(target.kind) is None
+        measuring, free = divide(cpus, host_threads(target))
+        # An energy counter of CPUs counts every core.
+        self._overlap = bool(free) and (target.kind != "cpu" or open_meter("cpu") is None)
         building = free if self._overlap else cpus
         self._pool = BuildPool(
             build_workers or len(building),
@@ -83,18 +79,10 @@ class LocalRunner(Runner):
             template_modules,
             target.kind,
         )
-        setup: Message = {
-            "cpus": measuring,
-            "threads": target.threads,
-            "mode": mode,
-            "footprint": cold_footprint(target.l3, target.memory),
-            "seed": seed,
-            "amx": target.has("amx_tile"),
-        }
-        environment = openmp_environment(measuring)
-        worker = WorkerProcess("wattune.compiler.measure.worker", setup, environment)
-        setting = Setting(mode, target.threads, fingerprint(target), toolchain(), run_timeout)
-        self._supervisor = Supervisor(worker, setting, self._pool)
+        self._energy = energy
+        self._supervisor = supervisor_of(
+            target, mode, measuring, seed, toolchain(), run_timeout, self._pool
+        )
 
     def __enter__(self) -> Self:
         """Return the runner."""
@@ -118,7 +106,7 @@ class LocalRunner(Runner):
     def run(self, candidates: Sequence[Candidate]) -> Iterator[Record]:
         """Yield the record of each candidate; nothing is being timed while the caller has one."""
         for result in self._built(candidates):
-            record = self._supervisor.measure(result)
+            record = self._supervisor.measure(result, energy=self._energy)
             self._delete(result)
             yield record
 
@@ -134,7 +122,7 @@ class LocalRunner(Runner):
             for candidate in distinct if turn % 2 == 0 else reversed(distinct):
                 result, known = built[candidate], records[candidate]
                 if not known or known[-1].valid:
-                    known.append(self._supervisor.measure(result, verify=turn == 0))
+                    known.append(self._supervisor.measure(result, turn == 0, self._energy))
         for result in built.values():
             self._delete(result)
         return [_merged(records[candidate]) for candidate in candidates]

@@ -8,8 +8,16 @@ from dataclasses import dataclass, field
 
 from wattune.compiler.measure.builder import BuildPool, BuildResult
 from wattune.compiler.measure.memory import state_bytes
-from wattune.compiler.measure.process import Message, WorkerDied, WorkerHung, WorkerProcess, wait
+from wattune.compiler.measure.process import (
+    Message,
+    WorkerDied,
+    WorkerHung,
+    WorkerNotReady,
+    WorkerProcess,
+    wait,
+)
 from wattune.compiler.measure.timing import BUDGET_SECONDS
+from wattune.errors import MeasureError
 from wattune.schedules.candidate import (
     Conditions,
     FailureKind,
@@ -20,6 +28,10 @@ from wattune.schedules.candidate import (
 
 # Bytes of caches that are drawn, twice, with their references: a quarter of what is usual here.
 DRAWN_PER_SECOND = 6 << 20
+# Warming and windows of one candidate, and those of the reference before it.
+ENERGY_SECONDS = 90.0
+# Before a process that did not start is started again: a GPU may need a moment after a fault.
+START_PAUSES = (1.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,22 @@ class Supervisor:
         """End the process."""
         self._worker.close()
 
+    def limits(self, image: str = "") -> dict[str, float]:
+        """Measure what the device can do at most: ``read_gbps`` and more.
+
+        ``image`` is the file with a GPU's kernel for it.
+        """
+        try:
+            answer = self._ask({"limits": image}, self._setting.run_timeout)
+        except WorkerNotReady as error:
+            raise self._lost(error) from error
+        except (WorkerDied, WorkerHung) as error:
+            raise MeasureError("crash", f"the device's limits: {error}") from error
+        if "error" in answer:
+            raise MeasureError("crash", f"the device's limits: {answer['error']}")
+        found: dict[str, float] = answer["limits"]
+        return found
+
     def measure(self, result: BuildResult, verify: bool = True, energy: bool = False) -> Record:
         """Return the record of a built candidate, or of one that was not built.
 
@@ -70,10 +98,13 @@ class Supervisor:
 
     def _measured(self, result: BuildResult, verify: bool, energy: bool) -> Message:
         """Have one library measured; a worker that crashes or hangs is an answer too."""
+        request, timeout = self._request(result, verify, energy)
         while True:
             first = self._worker.answered == 0
             try:
-                answer = self._ask(result, verify, energy)
+                answer = self._ask(request, timeout)
+            except WorkerNotReady as error:
+                raise self._lost(error) from error
             except WorkerHung as error:
                 return {"failure": "timeout", "message": f"run: {error}"}
             except WorkerDied as error:
@@ -85,7 +116,8 @@ class Supervisor:
                 return {"failure": "crash", "message": answer["error"]}
             return answer
 
-    def _ask(self, result: BuildResult, verify: bool, energy: bool) -> Message:
+    def _request(self, result: BuildResult, verify: bool, energy: bool) -> tuple[Message, float]:
+        """Return what to ask for a candidate, and the seconds that it may take."""
         problem, setting = result.candidate.problem, self._setting
         request: Message = {
             "problem": problem.to_json(),
@@ -99,7 +131,21 @@ class Supervisor:
         }
         # Inputs and references of long contexts are drawn first.
         drawn = min(state_bytes(problem), setting.most_drawn) / DRAWN_PER_SECOND
-        self._worker.send(request, setting.run_timeout + drawn)
+        return request, setting.run_timeout + drawn + (ENERGY_SECONDS if energy else 0)
+
+    def _ask(self, request: Message, timeout: float) -> Message:
+        """Return the answer; a process that does not start gets time to, and other chances."""
+        for pause in (*START_PAUSES, None):
+            try:
+                return self._once(request, timeout)
+            except WorkerNotReady:
+                if pause is None:
+                    raise
+                time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _once(self, request: Message, timeout: float) -> Message:
+        self._worker.send(request, timeout)
         building = self._pool.processes if self._pool else ()
         try:
             while (answer := self._worker.poll()) is None:
@@ -111,6 +157,10 @@ class Supervisor:
             self._worker.kill()
             raise
         return answer
+
+    @staticmethod
+    def _lost(error: WorkerNotReady) -> MeasureError:
+        return MeasureError("crash", f"nothing can be measured: the measuring process {error}")
 
     def _record(self, result: BuildResult, answer: Message) -> Record:
         if answer.get("failure"):

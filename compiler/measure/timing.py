@@ -39,9 +39,14 @@ class _Rotation(ctypes.Structure):
     ]
 
 
+def harness_library() -> Path:
+    """Return the compiled timing loop."""
+    return cached(HARNESS, (), ".so")
+
+
 @cache
 def _harness() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(cached(HARNESS, (), ".so")))
+    library = ctypes.CDLL(str(harness_library()))
     library.wattune_time.restype = ctypes.c_int64
     return library
 

@@ -16,6 +16,7 @@ import numpy as np
 from wattune.compiler.measure.amx import allow_amx
 from wattune.compiler.measure.cases import Binder
 from wattune.compiler.measure.ffi import Library, runtime
+from wattune.compiler.measure.limits import read_bandwidth_at
 from wattune.compiler.measure.memory import huge_pages_available
 from wattune.compiler.measure.meters import open_meter
 from wattune.compiler.measure.pool import Pool
@@ -64,7 +65,13 @@ class Measurer:
         self._meter = open_meter("cpu")
 
     def answer(self, request: Message) -> Message:
-        """Verify and time; a wrong candidate is an answer with ``failure`` and ``message``."""
+        """Verify and time; a wrong candidate is an answer with ``failure`` and ``message``.
+
+        A request for ``limits`` is answered with them.
+        """
+        if "limits" in request:
+            gbps = read_bandwidth_at(self._footprint, self._threads)
+            return {"limits": {"read_gbps": gbps}}
         library = Library(request["library"])
         try:
             library.set_threads(self._threads)

@@ -1,0 +1,200 @@
+"""Run: measure a bundle's candidates on the machine it was carried to.
+
+Started by the ``run.py`` of a bundle. Every record is on disk before the next candidate is looked
+at; a run that was stopped, however, goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from wattune.compiler.bundle.manifest import Manifest
+from wattune.compiler.bundle.results import Results
+from wattune.compiler.bundle.table import table
+from wattune.compiler.measure.affinity import divide, usable_cpus
+from wattune.compiler.measure.builder import BuildResult
+from wattune.compiler.measure.station import check, host_threads, supervisor_of
+from wattune.compiler.measure.supervisor import Supervisor
+from wattune.errors import MeasureError, MissingDependencyError, WattuneError
+from wattune.schedules.host import fingerprint
+from wattune.schedules.nvidia import gpu_facts
+
+OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+# Candidates of one problem that are measured in a row: its inputs are drawn once for them.
+CHUNK = 8
+# What the energy of one candidate takes, reference included, to keep time for it.
+ENERGY_SECONDS = 12.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much to measure: seconds, candidates of each problem with energy, names to pick."""
+
+    out: Path
+    seconds: float = float("inf")
+    energy: int = 0
+    only: tuple[str, ...] = ()
+
+
+def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
+    """Measure a bundle; returns 0 done, 1 nothing was valid, 2 user error, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        options = _options(arguments)
+        manifest = Manifest.read(folder)
+        _check(manifest)
+        return Run(manifest, folder, options).all()
+    except (WattuneError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED if isinstance(error, MeasureError) else USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _options(arguments: Sequence[str] | None) -> Options:
+    parser = argparse.ArgumentParser(prog="run.py", description="Measure this bundle's candidates.")
+    parser.add_argument("--out", required=True, type=Path, help="records, one a line; appended to")
+    parser.add_argument("--minutes", type=float, help="end after so many minutes")
+    parser.add_argument(
+        "--energy",
+        type=int,
+        default=0,
+        metavar="K",
+        help="measure energy too, of the default and the K fastest of each problem (GPUs)",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="only problems whose name contains this; repeatable",
+    )
+    given = parser.parse_args(arguments)
+    seconds = float("inf") if given.minutes is None else 60 * given.minutes
+    return Options(given.out, seconds, given.energy, tuple(given.only))
+
+
+def _check(manifest: Manifest) -> None:
+    """Say what this machine lacks before anything is started."""
+    for package in manifest.needs.get("packages", ()):
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, "this bundle")
+    check(manifest.target, manifest.mode)
+
+
+class Run:
+    """One run of a bundle."""
+
+    def __init__(self, manifest: Manifest, folder: Path, options: Options) -> None:
+        """Open the file of records."""
+        self._manifest, self._folder, self._options = manifest, folder, options
+        self._end = time.monotonic() + options.seconds
+        versions = dict(manifest.versions)
+        if manifest.target.kind == "cuda":
+            versions["driver"] = gpu_facts()["driver"]
+        self._versions = versions
+        self._fingerprint = fingerprint(manifest.target, versions)
+        self._results = Results(options.out, self._fingerprint)
+        self._limits: dict[str, float] = {}
+
+    def all(self) -> int:
+        """Measure limits, candidates and energy; prints a table last, also when interrupted."""
+        target = self._manifest.target
+        cpus, _ = divide(usable_cpus(), host_threads(target))
+        supervisor = supervisor_of(
+            target, self._manifest.mode, cpus, self._manifest.seed, self._versions
+        )
+        try:
+            self._limits = supervisor.limits(str(self._folder / self._manifest.image))
+            self._describe()
+            self._measure(supervisor)
+            self._measure_energy(supervisor)
+        finally:
+            supervisor.close()
+            self._results.close()
+            print(table(self._manifest, self._results, self._limits), flush=True)
+        valid = any(self._results.records(p) for p in self._manifest.problems)
+        return OK if valid else FAILED
+
+    def _measure(self, supervisor: Supervisor) -> None:
+        """Measure what has no record yet, the defaults of all problems first."""
+        wanted = [r for r in self._order() if not self._results.measured(r.candidate)]
+        kept = ENERGY_SECONDS * (self._options.energy + 1) * len(self._manifest.problems)
+        late = self._end - min(kept if self._options.energy else 0, self._options.seconds / 2)
+        for at, result in enumerate(wanted):
+            if time.monotonic() > late:
+                print(f"time is up: {len(wanted) - at} candidates are left for another run")
+                return
+            self._add(supervisor, result, energy=False, left=len(wanted) - at - 1)
+
+    def _measure_energy(self, supervisor: Supervisor) -> None:
+        """Measure the energy of the default and the fastest candidates of each problem."""
+        for result in self._energetic() if self._options.energy else ():
+            if time.monotonic() > self._end:
+                print("time is up: energies are left for another run")
+                return
+            self._add(supervisor, result, energy=True)
+
+    def _add(
+        self, supervisor: Supervisor, result: BuildResult, energy: bool, left: int | None = None
+    ) -> None:
+        record = supervisor.measure(result, energy=energy)
+        self._results.add(record)
+        what = f"{record.latency * 1e6:.1f} us" if record.valid else f"{record.failure}"
+        if energy:
+            what += f", {record.joules * 1e3:.3f} mJ" if record.joules else ", no energy"
+        rest = "" if left is None else f" ({left} left)"
+        text = f": {record.message}" if record.message else ""
+        print(f"{result.candidate.problem}: {what}{text}{rest}", flush=True)
+
+    def _picked(self) -> Iterator[list[BuildResult]]:
+        for problem in self._manifest.problems:
+            if not self._options.only or any(t in str(problem) for t in self._options.only):
+                yield self._manifest.of(problem)
+
+    def _order(self) -> list[BuildResult]:
+        """Return the defaults, then chunks of every problem in turn: time may be up any moment."""
+        groups = list(self._picked())
+        found = [group[0] for group in groups]
+        longest = max(map(len, groups), default=0)
+        for start in range(1, longest, CHUNK):
+            for group in groups:
+                found += group[start : start + CHUNK]
+        return found
+
+    def _energetic(self) -> Iterator[BuildResult]:
+        for group in self._picked():
+            known = {r.candidate: r for r in self._results.records(group[0].candidate.problem)}
+            there = [result for result in group if result.candidate in known]
+            fastest = sorted(there, key=lambda result: known[result.candidate].latency)
+            chosen = [*there[:1], *fastest[: self._options.energy]]
+            for result in dict.fromkeys(result.candidate for result in chosen):
+                if not self._results.has_energy(result):
+                    yield next(r for r in group if r.candidate == result)
+
+    def _describe(self) -> None:
+        """Write what the device is and can do beside the records."""
+        facts: dict[str, Any] = {
+            "fingerprint": self._fingerprint,
+            "versions": self._versions,
+            "limits": self._limits,
+        }
+        if self._manifest.target.kind == "cuda":
+            facts["gpu"] = gpu_facts()
+        path = self._options.out.with_suffix(".machine.json")
+        path.write_text(json.dumps(facts, indent=1) + "\n")
