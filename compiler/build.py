@@ -47,11 +47,14 @@ class Built:
     facts: Mapping[str, float]
 
 
-def build_objects(programs: Mapping[str, Any], target: Target, path: Path) -> Built:
+def build_objects(
+    programs: Mapping[str, Any], target: Target, path: Path, also: Sequence[str] = ()
+) -> Built:
     """Compile programs into object files with a symbol ``__tvm_ffi_<name>`` for each.
 
-    A program is a PrimFunc, or a `GpuProgram`, whose machine code gets an object of its own.
-    ``path`` is the first object; the others lie beside it.
+    A program is a PrimFunc, or a `GpuProgram`, whose machine code gets an object of its own, for
+    the target and for the architectures ``also`` names. ``path`` is the first object; the others
+    lie beside it.
     """
     gpu = {name: p for name, p in programs.items() if isinstance(p, GpuProgram)}
     functions = {name: p for name, p in programs.items() if name not in gpu}
@@ -61,7 +64,7 @@ def build_objects(programs: Mapping[str, Any], target: Target, path: Path) -> Bu
     facts: dict[str, float] = {}
     for name, program in gpu.items():
         objects.append(path.with_name(f"{path.stem}-{name}.o"))
-        facts.update(build_gpu(name, program, target, objects[-1]))
+        facts.update(build_gpu(name, program, target, objects[-1], also))
     if gpu:
         objects += gpu_launcher()
     return Built(tuple(objects), facts)

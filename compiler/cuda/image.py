@@ -32,7 +32,7 @@ $kernels
 };
 static void *modules[WT_GPU_DEVICES];
 static WtGpuLoaded loaded[WT_GPU_DEVICES * $count];
-static WtGpuProgram program = {image, "$archs", kernels, $count, modules, loaded};
+static WtGpuProgram program = {image, "$archs", $toolkit, kernels, $count, modules, loaded};
 
 #define EXPORT __attribute__((visibility("default")))
 #define HIDDEN __attribute__((visibility("hidden")))
@@ -67,7 +67,8 @@ def image_object(
             name=name,
             host=HOST,
             image=data,
-            archs=", ".join(image.archs),
+            archs=" ".join(image.archs),
+            toolkit=_version_number(image.toolkit),
             count=len(passed),
             orders="\n".join(
                 f"static const uint8_t {row}[] = {{{', '.join(map(str, orders[n])) or '0'}}};"
@@ -85,3 +86,9 @@ def image_object(
     finally:
         data.unlink()
         unit.unlink()
+
+
+def _version_number(toolkit: str) -> int:
+    """Return ``13.0.88`` as the driver writes versions, 13000; 0 where it is not known."""
+    words = toolkit.split(".")
+    return int(words[0]) * 1000 + int(words[1]) * 10 if len(words) > 1 else 0

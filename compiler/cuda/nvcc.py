@@ -50,11 +50,13 @@ class Image:
     """Machine code for one or more architectures and what the assembler said of it.
 
     ``usage`` maps (kernel, architecture); it is empty where the assembler was not asked.
+    ``toolkit`` is the release of the compiler.
     """
 
     data: bytes
     archs: tuple[str, ...]
     usage: dict[tuple[str, str], KernelUsage]
+    toolkit: str = ""
 
 
 @cache
@@ -112,7 +114,7 @@ def compile_image(source: str, archs: Sequence[str], registers: int = 0) -> Imag
             # Written beside and moved: two processes may do this at once.
             os.replace(beside, log)
             os.replace(made, path)
-    return Image(path.read_bytes(), tuple(archs), usage_of(log.read_text()))
+    return Image(path.read_bytes(), tuple(archs), usage_of(log.read_text()), nvcc_version())
 
 
 def usage_of(report: str) -> dict[tuple[str, str], KernelUsage]:

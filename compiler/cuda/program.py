@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -17,15 +18,18 @@ from wattune.schedules.target import Target
 _LAUNCHER = ("gpu.c", "gpu_driver.c")
 
 
-def build_gpu(name: str, program: GpuProgram, target: Target, path: Path) -> dict[str, float]:
+def build_gpu(
+    name: str, program: GpuProgram, target: Target, path: Path, also: Sequence[str] = ()
+) -> dict[str, float]:
     """Compile a program's kernels and its entry ``__tvm_ffi_<name>`` into an object.
 
-    Returns what the assembler said: ``<kernel>.registers`` and the like for each kernel, with the
-    worst of them as ``registers`` and so on.
+    ``also`` names other architectures that get machine code of the same source. Returns what the
+    assembler said: ``<kernel>.registers`` and the like for each kernel, with the worst of them as
+    ``registers`` and so on.
     """
     source = device_source(program, target)
     orders = parameter_orders(program, source)
-    image = nvcc.compile_image(source.text, [target.arch], program.registers)
+    image = nvcc.compile_image(source.text, [target.arch, *also], program.registers)
     passed = {kernel: len(names) for kernel, names in program.passed.items()}
     image_object(name, image, passed, orders, ffi_includes(), path)
     return usage_facts(image)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wattune.compiler.library.coverage import variant_workspace
 from wattune.compiler.library.frameworks import (
     as_bits,
     empty_of,
@@ -30,9 +31,10 @@ class Binding:
     ``inputs`` are pairs of where the caller gave a tensor and where it goes; ``copied`` are those
     that may be copied into better memory (states may not: they are large, or written). ``packed``
     are the arrays of the packed data that the caller gave at ``packed_index``. ``output`` is set
-    where there is one only. ``allocate`` makes the outputs for a call's tensors. ``as_bits`` are
-    those that may be numpy's bfloat16, which DLPack does not pass. ``torch`` is set where inputs
-    are torch's.
+    where there is one only. ``allocate`` makes the outputs for a call's tensors, ``scratch`` the
+    workspace where callers must bring it. ``bounds`` are pairs of a size that a caller may bound
+    (its number in `Entry.bounded`) and where that goes. ``as_bits`` are those that may be numpy's
+    bfloat16, which DLPack does not pass. ``torch`` is set where inputs are torch's.
     """
 
     call: Callable[..., Any]
@@ -45,6 +47,8 @@ class Binding:
     output: int | None
     outputs: tuple[int, ...]
     allocate: Allocate
+    scratch: Allocate | None
+    bounds: tuple[tuple[int, int], ...]
     as_bits: tuple[int, ...]
     torch: Any | None
 
@@ -56,8 +60,13 @@ def caller_names(tables: Sequence[OperatorTable]) -> tuple[str, ...]:
     return tuple(n for n in tables[0].signature if roles.get(n) in ("input", "state"))
 
 
-def bind(parts: Sequence[Part], given: Given) -> tuple[Binding, tuple[int, ...]]:
-    """Return the binding of the first library that serves a call, and what `find` says of it."""
+def bind(
+    parts: Sequence[Part], given: Given, bounded: Sequence[str] = ()
+) -> tuple[Binding, tuple[int, ...]]:
+    """Return the binding of the first library that serves a call, and what `find` says of it.
+
+    ``bounded`` names the sizes that a caller may bound.
+    """
     (part, variant), telling = find(parts, given)
     at = {name: i for i, name in enumerate(part.table.signature)}
     workspace, outputs = variant.names("workspace"), variant.names("output")
@@ -66,7 +75,7 @@ def bind(parts: Sequence[Part], given: Given) -> tuple[Binding, tuple[int, ...]]
     bits += [a.name for a in variant.arguments if a.role == "output" and a.dtype == "bfloat16"]
     binding = Binding(
         call=part.functions[variant.entry],
-        blank=[None] * len(at),
+        blank=[None] * (len(at) + len(part.bounded)),
         inputs=tuple((i, at[name]) for name, i in given.at.items()),
         copied=tuple(at[name] for name in variant.names("input") if name in given.at),
         packed_index=given.packed_at,
@@ -75,6 +84,8 @@ def bind(parts: Sequence[Part], given: Given) -> tuple[Binding, tuple[int, ...]]
         output=at[outputs[0]] if len(outputs) == 1 else None,
         outputs=tuple(at[name] for name in outputs),
         allocate=_allocator(part.table.name, variant, given),
+        scratch=_scratch(part, variant, given),
+        bounds=tuple((bounded.index(n), i) for i, n in enumerate(part.bounded, start=len(at))),
         as_bits=tuple(at[name] for name in bits),
         torch=torch_module() if any(is_torch(t) for t in tensors.values()) else None,
     )
@@ -95,7 +106,7 @@ def _allocator(operator: str, variant: Variant, given: Given) -> Allocate:
         return _refusal(f"{operator}: give out=, as no other tensor has the size {missing[0]}")
     if not outputs:
         return lambda tensors: None
-    like = next(iter(given.tensors.values()))
+    name, like = next(iter(given.tensors.items()))
     makers = []
     for argument in outputs:
         first, *row = argument.shape or (0,)
@@ -104,17 +115,32 @@ def _allocator(operator: str, variant: Variant, given: Given) -> Allocate:
             columns = tuple(d for d in row if isinstance(d, int))
             makers.append(rows_of(like, sizes[first][0], columns, argument.dtype))
         else:
-            makers.append(_maker(empty_of(like, argument.dtype), argument.shape, sizes))
+            make = empty_of(like, given.at[name], argument.dtype)
+            makers.append(_maker(make, argument.shape, sizes))
     if len(makers) == 1:
         return makers[0]
     return lambda tensors: tuple([make(tensors) for make in makers])
 
 
 def _maker(
-    make: Allocate, shape: tuple[int | str, ...], sizes: dict[str, tuple[int, int]]
+    make: Callable[[Sequence[Any], Sequence[int]], Any],
+    shape: tuple[int | str, ...],
+    sizes: dict[str, tuple[int, int]],
 ) -> Allocate:
     where = [sizes[dim] if isinstance(dim, str) else (-1, dim) for dim in shape]
-    return lambda tensors: make([d if i < 0 else int(tensors[i].shape[d]) for i, d in where])
+    return lambda tensors: make(
+        tensors, [d if i < 0 else int(tensors[i].shape[d]) for i, d in where]
+    )
+
+
+def _scratch(part: Part, variant: Variant, given: Given) -> Allocate | None:
+    """Return what makes the workspace of a call on a GPU, where the library has none of its own."""
+    most = variant_workspace(variant) if part.kind != "cpu" else 0
+    if not most or not given.tensors:
+        return None
+    name, like = next(iter(given.tensors.items()))
+    make = empty_of(like, given.at[name], "uint8")
+    return lambda tensors: make(tensors, (most,))
 
 
 def _refusal(message: str) -> Allocate:

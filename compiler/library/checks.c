@@ -1,4 +1,4 @@
-/* Checks of memory at the boundary: device, order, alignment, overlap. */
+/* Checks of memory at the boundary: devices, order, alignment, overlap. */
 #include "runtime.h"
 
 void *wt_data(const DLTensor *tensor) { return (char *)tensor->data + tensor->byte_offset; }
@@ -32,12 +32,6 @@ static int not_copied(const WtSlot *slot) {
 
 static int check_tensor(const char *op, const char *name, const WtSlot *slot,
                         const DLTensor *tensor) {
-  DLDeviceType device = tensor->device.device_type;
-  if (device != kDLCPU && device != kDLCUDAHost) {
-    wt_message_begin("ArgumentError");
-    wt_message_add("%s: %s is on DLPack device type %d; expected the CPU", op, name, (int)device);
-    return WT_FAILED;
-  }
   if (wt_elements(tensor) == 0) return WT_OK;
   if (!tensor->data) {
     refuse(op, name, slot);
@@ -57,13 +51,55 @@ static int check_tensor(const char *op, const char *name, const WtSlot *slot,
   return WT_OK;
 }
 
+static int is_readable(DLDeviceType wanted, DLDeviceType given) {
+  if (wanted == kDLCPU) return given == kDLCPU || given == kDLCUDAHost;
+  return given == wanted || (wanted == kDLCUDA && given == kDLCUDAManaged);
+}
+
+static void add_device(DLDevice device) {
+  if (device.device_type == kDLCPU)
+    wt_message_add("the CPU");
+  else if (device.device_type == kDLCUDA || device.device_type == kDLCUDAManaged)
+    wt_message_add("CUDA device %d", device.device_id);
+  else
+    wt_message_add("DLPack device type %d", (int)device.device_type);
+}
+
+/* All tensors are on one device of the kind that the kernels are for. */
+static int check_devices(const WtOperator *op, const DLTensor *const *args, int32_t *device) {
+  DLDeviceType wanted = op->is_pack ? kDLCPU : wt_place.device;
+  int32_t first = -1;
+  for (int32_t i = 0; i < op->num_arguments; ++i) {
+    if (!args[i]) continue;
+    if (first < 0) first = i;
+    int right = is_readable(wanted, args[i]->device.device_type);
+    if (right && (wanted == kDLCPU || args[i]->device.device_id == args[first]->device.device_id))
+      continue;
+    wt_message_begin("ArgumentError");
+    wt_message_add("%s: %s is on ", op->name, op->argument_names[i]);
+    add_device(args[i]->device);
+    if (right) {
+      wt_message_add(", %s on ", op->argument_names[first]);
+      add_device(args[first]->device);
+      wt_message_add("; expected one device");
+    } else {
+      wt_message_add("; expected %s", wanted == kDLCPU ? "the CPU" : "a CUDA device");
+    }
+    return WT_FAILED;
+  }
+  *device = first < 0 ? 0 : args[first]->device.device_id;
+  return WT_OK;
+}
+
 static int overlap(const DLTensor *a, const DLTensor *b) {
   const char *first = wt_data(a), *second = wt_data(b);
   int64_t a_bytes = wt_elements(a) * a->dtype.bits / 8, b_bytes = wt_elements(b) * b->dtype.bits / 8;
   return a_bytes && b_bytes && first < second + b_bytes && second < first + a_bytes;
 }
 
-int wt_check_memory(const WtOperator *op, const WtVariant *variant, const DLTensor *const *args) {
+int wt_check_memory(const WtOperator *op, const WtVariant *variant, const DLTensor *const *args,
+                    int32_t *device) {
+  if (check_devices(op, args, device)) return WT_FAILED;
   for (int32_t i = 0; i < op->num_arguments; ++i)
     if (args[i] && check_tensor(op->name, op->argument_names[i], &variant->slots[i], args[i]))
       return WT_FAILED;

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from wattune.compiler.library.plan import Choice
 from wattune.compiler.select import select
-from wattune.errors import MeasureError, TargetError
+from wattune.errors import MeasureError, ScheduleError, TargetError, UnknownNameError
 from wattune.ops import Problem
 from wattune.schedules.target import Target
+from wattune.schedules.template import template_of
 
 
 def choose(
@@ -56,3 +57,26 @@ def verify(choices: Sequence[Choice], target: Target, allow_unverified: bool) ->
         choice if choice.verified else replace(choice, record=records[choice.candidate])
         for choice in choices
     ]
+
+
+def check_siblings(choices: Sequence[Choice], target: Target, also: Sequence[str]) -> None:
+    """Raise `TargetError` for an architecture that cannot run the schedules chosen for the target.
+
+    A schedule may use what only the target has: then each architecture gets a library of its own.
+    """
+    if also and target.kind != "cuda":
+        raise TargetError(f"a {target.kind} target is one architecture; allowed beside it: none")
+    for arch in also:
+        sibling = Target.parse(f"cuda:{arch}")
+        for choice in choices:
+            problem, schedule = choice.candidate.problem, choice.candidate.schedule
+            template = template_of(choice.candidate)
+            try:
+                if not template.applies(problem, sibling):
+                    raise ScheduleError(f"{template.name} does not apply")
+                template.space(problem, sibling).check(schedule.values)
+            except (ScheduleError, UnknownNameError) as error:
+                raise TargetError(
+                    f"{problem}: its schedule for {target.arch} is none for {arch} ({error}); "
+                    f"compile a library for cuda:{arch} of its own, load() takes a list"
+                ) from error

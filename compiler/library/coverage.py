@@ -56,7 +56,12 @@ def _named(problem: Mapping[str, Any]) -> list[str]:
 
 def largest_workspace(table: OperatorTable) -> int:
     """Return the bytes of the largest workspace of any kernel."""
-    return max((workspace_bytes(v, k) for v in table.variants for k in v.kernels), default=0)
+    return max(map(variant_workspace, table.variants), default=0)
+
+
+def variant_workspace(variant: Variant) -> int:
+    """Return the bytes of the largest workspace of a variant's kernels."""
+    return max((workspace_bytes(variant, kernel) for kernel in variant.kernels), default=0)
 
 
 def workspace_bytes(variant: Variant, kernel: Kernel) -> int:

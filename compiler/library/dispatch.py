@@ -35,6 +35,8 @@ $features
 
 $kernels
 
+$place
+
 $operators
 
 const char *const wt_check_names[] = {$checks};
@@ -52,9 +54,10 @@ $rows
 };
 static const char *const ${name}_arguments[] = {$arguments};
 static const char *const ${name}_symbols[] = {$symbols};
+static const int32_t ${name}_bounded[] = {$bounded};
 static const WtOperator ${name}_operator = {
-    "$name", $any_cpu, ${name}_arguments, ${name}_symbols, $argument_count, $symbol_count,
-    $runtime_count, $open_ended, ${name}_variants, $variant_count,
+    "$name", $is_pack, ${name}_arguments, ${name}_symbols, $argument_count, $symbol_count,
+    $runtime_count, $open_ended, ${name}_variants, $variant_count, ${name}_bounded, $bounded_count,
 };
 """)
 
@@ -66,9 +69,18 @@ EXPORT int __tvm_ffi_$entry(void *self, const TVMFFIAny *args, int32_t count, TV
 
 EXPORT int wattune_$entry($parameters) {
   const DLTensor *args[] = {$names};
-  return wt_call_c(&${name}_operator, $only, args);
+  const int64_t most[] = {$bounds};
+  return wt_call_c(&${name}_operator, $only, args, most);
 }
 """)
+
+_HOST = "const WtPlace wt_place = {kDLCPU, NULL, NULL};"
+
+_DEVICE = Template("""\
+void wt_gpu_use_device(int32_t device);
+const char *wt_gpu_missing(const char *archs);
+static const char *missing(void) { return wt_gpu_missing("$archs"); }
+const WtPlace wt_place = {kDLCUDA, wt_gpu_use_device, missing};""")
 
 _WORKSPACE = Template("""
 EXPORT int64_t wattune_${name}_workspace_bytes(void) {
@@ -94,7 +106,8 @@ def dispatch_source(manifest: Manifest, features: Mapping[str, Bit]) -> str:
         # C has no empty arrays.
         features=_lines(_feature(name, bit) for name, bit in features.items()) or "    {0},",
         kernels="\n".join(f"KERNEL({symbol});" for symbol in symbols),
-        operators="\n".join(_operator(op) for op in manifest.operators),
+        place=_DEVICE.substitute(archs=" ".join(manifest.archs)) if manifest.archs else _HOST,
+        operators="\n".join(_operator(op, manifest) for op in manifest.operators),
         checks=", ".join(f'"{name}"' for name in CHECKS),
         check_count=len(CHECKS),
         metadata=_text(manifest.to_json()),
@@ -121,14 +134,16 @@ class _Row:
     fields: str = ""
 
 
-def _operator(op: OperatorTable) -> str:
+def _operator(op: OperatorTable, manifest: Manifest) -> str:
     rows = [
-        _Row(v.entry, _slots(op, v), kernel_rows(v, op), deciding_fields(op, v))
+        _Row(v.entry, _slots(op, v, manifest.kind), kernel_rows(v, op), deciding_fields(op, v))
         for v in op.variants
     ]
+    bounded = manifest.bounded(op)
+    entries = [v.entry for v in op.variants]
     parts = [
-        _tables(op.name, op.signature, rows, op),
-        *_functions(op.name, op.signature, written_arguments(op), [v.entry for v in op.variants]),
+        _tables(op.name, op.signature, rows, op, bounded),
+        *_functions(op.name, op.signature, written_arguments(op), entries, bounded),
         _WORKSPACE.substitute(name=op.name),
         *(_pack_set(op, name, packs) for name, packs in packs_by_argument(op).items()),
     ]
@@ -164,9 +179,13 @@ def _pack_set(op: OperatorTable, argument: str, packs: Sequence[Pack]) -> str:
 
 
 def _tables(
-    name: str, signature: Sequence[str], rows: Sequence[_Row], op: OperatorTable | None = None
+    name: str,
+    signature: Sequence[str],
+    rows: Sequence[_Row],
+    op: OperatorTable | None = None,
+    bounded: Sequence[str] = (),
 ) -> str:
-    """Emit a WtOperator; without ``op`` one that has no sizes and runs on any CPU."""
+    """Emit a WtOperator; without ``op`` that of a pack function, which has no sizes."""
     tables = "\n".join(
         f"static const WtSlot {name}_slots_{i}[] = {{\n{_lines(row.slots)}\n}};\n"
         f"static const WtKernel {name}_kernels_{i}[] = {{\n{_lines(row.kernels)}\n}};"
@@ -181,7 +200,7 @@ def _tables(
     open_ended = sum(1 << i for i, s in enumerate(op.runtime) if s in op.open_ended) if op else 0
     return _OPERATOR.substitute(
         name=name,
-        any_cpu=int(op is None),
+        is_pack=int(op is None),
         variants=tables,
         rows=_lines(variants),
         arguments=", ".join(map(_string, signature)),
@@ -191,11 +210,17 @@ def _tables(
         runtime_count=len(op.runtime) if op else 0,
         open_ended=open_ended,
         variant_count=len(rows),
+        bounded=", ".join(str(symbols.index(name)) for name in bounded) or "0",
+        bounded_count=len(bounded),
     )
 
 
 def _functions(
-    name: str, signature: Sequence[str], written: Sequence[str], entries: Sequence[str] = ()
+    name: str,
+    signature: Sequence[str],
+    written: Sequence[str],
+    entries: Sequence[str] = (),
+    bounded: Sequence[str] = (),
 ) -> list[str]:
     """Emit the entry that looks for the variant, and one for each variant."""
     only = {name: "WT_ANY_VARIANT"}
@@ -205,8 +230,9 @@ def _functions(
             entry=entry,
             name=name,
             only=number,
-            parameters=c_parameters(signature, written),
+            parameters=c_parameters(signature, written, bounded),
             names=", ".join(signature),
+            bounds=", ".join(map(bound_name, bounded)) or "0",
         )
         for entry, number in only.items()
     ]
@@ -216,8 +242,8 @@ def _string(text: str) -> str:
     return f'"{text}"'
 
 
-def _slots(op: OperatorTable, variant: Variant) -> list[str]:
-    return [slot(variant.argument(name), op) for name in op.signature]
+def _slots(op: OperatorTable, variant: Variant, kind: str) -> list[str]:
+    return [slot(variant.argument(name), op, kind) for name in op.signature]
 
 
 def written_arguments(op: OperatorTable) -> tuple[str, ...]:
@@ -239,11 +265,19 @@ def pack_name(op: OperatorTable, argument: str) -> str:
     return f"{op.name}_pack_{argument}"
 
 
-def c_parameters(signature: Sequence[str], written: Sequence[str]) -> str:
+def c_parameters(
+    signature: Sequence[str], written: Sequence[str], bounded: Sequence[str] = ()
+) -> str:
     """Return the parameter list of a C entry."""
-    return ", ".join(
+    tensors = (
         f"DLTensor *{name}" if name in written else f"const DLTensor *{name}" for name in signature
     )
+    return ", ".join([*tensors, *(f"int64_t {bound_name(name)}" for name in bounded)])
+
+
+def bound_name(size: str) -> str:
+    """Return the name of the parameter that bounds a size."""
+    return f"most_{size}"
 
 
 def _text(text: str) -> str:

@@ -19,12 +19,18 @@ EXPORT int __tvm_ffi_metadata_json(void *self, const TVMFFIAny *args, int32_t co
   return give_string(wt_metadata, wt_metadata_bytes, result);
 }
 
-/* Names the features that this CPU lacks; empty where kernels can run. */
+/* Returns what this machine lacks, features of its CPU or a device; empty where kernels can run. */
+static const char *missing(void) {
+  const char *features = wt_missing_features();
+  const char *device = features[0] || !wt_place.missing ? NULL : wt_place.missing();
+  return device ? device : features;
+}
+
 EXPORT int __tvm_ffi_missing_features(void *self, const TVMFFIAny *args, int32_t count,
                                       TVMFFIAny *result) {
   (void)self, (void)args, (void)count;
-  const char *names = wt_missing_features();
-  return give_string(names, strlen(names), result);
+  const char *text = missing();
+  return give_string(text, strlen(text), result);
 }
 
 static int one_integer(const char *name, const TVMFFIAny *args, int32_t count, int64_t *value) {
@@ -76,4 +82,10 @@ EXPORT int wattune_abi_version(void) { return wt_abi_version; }
 
 EXPORT const char *wattune_manifest(void) { return wt_metadata; }
 
-EXPORT int wattune_check_cpu(void) { return wt_check_cpu() == WT_OK ? 0 : -1; }
+EXPORT int wattune_check_cpu(void) {
+  const char *text = missing();
+  if (!text[0]) return 0;
+  wt_message_begin("TargetError");
+  wt_message_add("this library needs %s", text);
+  return -1;
+}

@@ -10,6 +10,7 @@ from wattune.compiler.library.coverage import bucket_ends, covers, largest_works
 from wattune.compiler.library.frameworks import (
     as_bits,
     compiling_check,
+    device_kind,
     is_read_only,
     is_tensor,
     tidy,
@@ -18,7 +19,7 @@ from wattune.compiler.library.matching import Given, Part
 from wattune.compiler.library.packed import Packed
 from wattune.compiler.library.packing import pack_sources
 from wattune.compiler.library.variants import is_field_value
-from wattune.errors import ArgumentError
+from wattune.errors import ArgumentError, DeviceError
 
 # Shapes vary with the batch: a limit, so that a server cannot collect bindings for ever.
 _MOST_BINDINGS = 4096
@@ -35,9 +36,10 @@ class LayoutError(ArgumentError):
 class Entry:
     """One operator: call it, `pack` what it reads, ask what it `covers`.
 
-    Tensors are torch's or numpy's, on the CPU. An input that is not contiguous, misaligned or
-    read-only (numpy) is copied; a state, output or workspace like that is an `ArgumentError`. Calls
-    are re-entrant and release the GIL.
+    Tensors are torch's or numpy's on the CPU, torch's on a GPU; other tensors of DLPack are taken
+    where ``out`` is given. An input that is not contiguous, misaligned or read-only (numpy) is
+    copied; a state, output or workspace like that is an `ArgumentError`. Calls are re-entrant and
+    release the GIL. On a GPU they launch on torch's current stream and do not wait.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -45,6 +47,8 @@ class Entry:
         self.name = parts[0].table.name
         self._parts = tuple(parts)
         self._names = caller_names([part.table for part in parts])
+        self._bounded = tuple(dict.fromkeys(n for part in parts for n in part.table.measured))
+        self._mixed = len({part.kind for part in parts}) > 1
         self._bindings: dict[Any, Binding] = {}
         # For kinds of calls that several variants may serve: the tensors whose shapes decide.
         self._telling: dict[Any, tuple[int, ...]] = {}
@@ -54,25 +58,33 @@ class Entry:
         """Compute the operator: inputs in calling order, packed data among them, others by name.
 
         Plain values by name (``window=128``) are fields of the problem, which choose between
-        variants that take the same tensors. ``out`` receives the result (a tuple where the
+        variants that take the same tensors. Lengths on a GPU are not read: a number for what the
+        greatest of them is at the most (``context=4096``) helps to choose the kernel, else room in
+        the cache counts; on CPUs it is not needed. ``out`` receives the result (a tuple where the
         operator has several outputs), else tensors of the inputs' framework are made.
         ``workspace`` is uint8, 64-byte aligned, of at least `workspace_bytes`; without it each
-        thread keeps its own. Inputs that require gradients are refused while torch records them:
-        kernels have no backward.
+        thread keeps its own, and on a GPU torch makes one for the call. Inputs that require
+        gradients are refused while torch records them: kernels have no backward.
         """
         if self._compiling():
             from wattune.compiler.library.torch_ops import call_in_graph
 
             return call_in_graph(self.name, self._names, tensors, named, out)
         # From here on for speed: this runs at every call of every layer of a model.
+        most: Sequence[int | None] = ()
+        if named and self._bounded:
+            most = [named.pop(name, None) for name in self._bounded]
         try:
             key: Any = tuple([tensor.dtype for tensor in tensors])
+            if self._mixed:
+                key = (*key, *map(device_kind, tensors or named.values()))
             if named:
                 fields = [(name, getattr(t, "dtype", t)) for name, t in named.items()]
                 key = (*key, *fields)
             binding = self._bindings.get(key)
         except (AttributeError, TypeError):
             packed, found = self._given(tensors, named)
+            found.update(zip(self._bounded, most, strict=False))
             return self(*packed, out=out, workspace=workspace, **found)
         given = (*tensors, *named.values()) if named else tensors
         if binding is None:
@@ -99,14 +111,21 @@ class Entry:
             args[binding.output] = out
         elif out is not None:
             self._set_outputs(args, binding.outputs, out)
-        if workspace is not None and binding.workspace is not None:
+        if binding.workspace is not None:
+            if workspace is None and binding.scratch is not None:
+                workspace = binding.scratch(given)
             args[binding.workspace] = workspace
+        if most:
+            for i, at in binding.bounds:
+                args[at] = most[i]
         for at in binding.as_bits:
             args[at] = as_bits(args[at])
         try:
             binding.call(*args)
         except (LayoutError, BufferError):
             self._call_with_copies(binding, args)
+        except DeviceError as error:
+            raise DeviceError(f"{self.name}: {error}") from None
         except RuntimeError as error:
             raise self._not_passed(error, args) from error
         return out
@@ -144,7 +163,7 @@ class Entry:
             binding = self._bindings.get((key, *[tensors[i].shape for i in telling]))
             if binding is not None:
                 return binding
-        binding, telling = bind(self._parts, self._by_name(tensors, named))
+        binding, telling = bind(self._parts, self._by_name(tensors, named), self._bounded)
         if telling:
             self._telling[key] = telling
             key = (key, *[tensors[i].shape for i in telling])
@@ -204,6 +223,8 @@ class Entry:
             args[at] = tidy(args[at])
         try:
             binding.call(*args)
+        except DeviceError:
+            raise
         except (BufferError, RuntimeError) as error:
             raise self._not_passed(error, args) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 
 from wattune.errors import TargetError
@@ -55,10 +56,15 @@ CPUID_BITS = {
 
 # x86-64-v3 is what LLVM is told for a CPU with AVX2: it may use these too.
 _WITH_AVX2 = ("bmi1", "lzcnt", "movbe", "popcnt", "sse4_2", "ssse3")
+# x86-64-v2, which the host code of GPU kernels is compiled for.
+_OF_GPU_HOSTS = ("popcnt", "sse4_2", "ssse3")
 
 
 def required_features(target: Target) -> dict[str, Bit]:
-    """Return what the kernels of a target may use, with where CPUID says it."""
+    """Return what a target's kernels, or their host code, use, with where CPUID says it."""
+    if target.kind == "cuda":
+        x86 = platform.machine() == "x86_64"
+        return {name: CPUID_BITS[name] for name in _OF_GPU_HOSTS if x86}
     if target.arch != "x86_64":
         if target.features:
             raise TargetError(f"no feature of {target.arch} can be checked: {target.features}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,14 @@ def is_torch(tensor: Any) -> bool:
 
 
 def is_tensor(value: Any) -> bool:
-    """Say whether this is a torch tensor or a numpy array."""
-    return is_torch(value) or isinstance(value, np.ndarray)
+    """Say whether this is a torch tensor, a numpy array or another tensor of DLPack."""
+    return hasattr(value, "__dlpack__")
+
+
+def device_kind(tensor: Any) -> str:
+    """Return the kind of device that a tensor is on: ``cpu``, ``cuda`` or another of torch's."""
+    # numpy has it since 2.0.
+    return str(getattr(tensor, "device", "cpu")).partition(":")[0]
 
 
 def dtype_name(tensor: Any) -> str:
@@ -33,12 +38,17 @@ def dtype_name(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def empty_of(like: Any, dtype: str) -> Callable[[Sequence[int]], Any]:
-    """Return what makes uninitialised CPU tensors of the same framework from a shape."""
+def empty_of(like: Any, at: int, dtype: str) -> Callable[[Sequence[Any], Sequence[int]], Any]:
+    """Return what makes uninitialised tensors from a call's tensors and a shape.
+
+    They are of the framework of tensor ``at``, and on its device.
+    """
     torch = torch_module()
     if is_torch(like) and torch is not None:
-        return partial(torch.empty, dtype=getattr(torch, dtype), device="cpu")
-    return partial(np.empty, dtype=numpy_dtype(dtype))
+        wanted = getattr(torch, dtype)
+        return lambda given, shape: given[at].new_empty(shape, dtype=wanted)
+    made = numpy_dtype(dtype)
+    return lambda given, shape: np.empty(shape, made)
 
 
 def rows_of(

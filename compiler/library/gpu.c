@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <tvm/ffi/c_api.h>
 #include <tvm/ffi/extra/c_env_api.h>
@@ -46,19 +47,59 @@ static int check(int status, const char *what) {
   return status ? fail("%s: %s", what, wt_driver_error(status)) : 0;
 }
 
+/* Whether a device runs code for "sm_80" (its own generation, from there on), or "sm_90a" (only
+   that). `length` is where the name ends. */
+static int runs(int device, const char *arch, size_t length) {
+  int major = 0, minor = 0;
+  int number = atoi(arch + strlen("sm_"));
+  if (wt_driver.DeviceGetAttribute(&major, WT_COMPUTE_MAJOR, device) ||
+      wt_driver.DeviceGetAttribute(&minor, WT_COMPUTE_MINOR, device))
+    return 0;
+  int only = arch[length - 1] == 'a';
+  return major == number / 10 && (only ? minor == number % 10 : minor >= number % 10);
+}
+
+static int runs_any(int device, const char *archs) {
+  while (*archs) {
+    size_t length = strcspn(archs, " ");
+    if (runs(device, archs, length)) return 1;
+    archs += length + strspn(archs + length, " ");
+  }
+  return 0;
+}
+
+const char *wt_gpu_missing(const char *archs) {
+  static _Thread_local char text[256];
+  const char *missing = wt_driver_open();
+  if (missing) return missing;
+  int count = 0, major = 0, minor = 0;
+  wt_driver.DeviceGetCount(&count);
+  for (int i = 0; i < count; ++i)
+    if (runs_any(i, archs)) return NULL;
+  if (count == 0) return "a GPU: the driver has no device";
+  wt_driver.DeviceGetAttribute(&major, WT_COMPUTE_MAJOR, 0);
+  wt_driver.DeviceGetAttribute(&minor, WT_COMPUTE_MINOR, 0);
+  snprintf(text, sizeof(text), "a GPU of %s; here is sm_%d%d", archs, major, minor);
+  return text;
+}
+
+static int check_device(void) {
+  if (now.device < WT_GPU_DEVICES) return 0;
+  return fail("device %d; allowed: 0 to %d", now.device, WT_GPU_DEVICES - 1);
+}
+
 /* Makes the device's context current: the caller's own where it has one. */
 static int enter(void) {
   const char *missing = wt_driver_open();
-  if (missing) return fail("%s", missing);
+  if (missing) return fail("GPU kernels need %s", missing);
   WtContext current = NULL;
   if (check(wt_driver.CtxGetCurrent(&current), "cuCtxGetCurrent")) return -1;
   if (current) {
     if (check(wt_driver.CtxGetDevice(&now.device), "cuCtxGetDevice")) return -1;
-    if (wanted_device < 0 || wanted_device == now.device) return 0;
+    if (wanted_device < 0 || wanted_device == now.device) return check_device();
   }
   now.device = wanted_device < 0 ? 0 : wanted_device;
-  if (now.device >= WT_GPU_DEVICES)
-    return fail("device %d; allowed: 0 to %d", now.device, WT_GPU_DEVICES - 1);
+  if (check_device()) return -1;
   /* Kept for as long as the process lives; two threads at once retain it twice, which is well. */
   static WtContext contexts[WT_GPU_DEVICES];
   current = __atomic_load_n(&contexts[now.device], __ATOMIC_ACQUIRE);
@@ -82,7 +123,7 @@ int wt_gpu_end(int status) {
   WtContext popped;
   if (now.pushed) check(wt_driver.CtxPopCurrent(&popped), "cuCtxPopCurrent");
   if (!now.failed) return status;
-  TVMFFIErrorSetRaisedFromCStr("RuntimeError", now.message);
+  TVMFFIErrorSetRaisedFromCStr("DeviceError", now.message);
   return -1;
 }
 
@@ -96,15 +137,30 @@ int32_t wt_gpu_pointer(void *pointer) { return pass((uint64_t)(uintptr_t)pointer
 
 int32_t wt_gpu_integer(int64_t value) { return pass((uint64_t)value); }
 
+/* Says why the driver does not take the image: statuses alone say that it does not. */
+static int refused(int status) {
+  const WtGpuProgram *program = now.program;
+  int driver = 0;
+  wt_driver.DriverGetVersion(&driver);
+  if (status == WT_OUT_OF_MEMORY)
+    return fail("device %d has no memory left for the GPU code of this library", now.device);
+  if (!runs_any(now.device, program->archs))
+    return fail("device %d cannot run this library, which holds GPU code for %s: %s", now.device,
+                program->archs, wt_driver_error(status));
+  if (driver < program->toolkit)
+    return fail("the driver is too old: it supports CUDA %d.%d, this library's GPU code was made by "
+                "CUDA %d.%d: %s",
+                driver / 1000, driver % 1000 / 10, program->toolkit / 1000,
+                program->toolkit % 1000 / 10, wt_driver_error(status));
+  return check(status, "loading GPU code");
+}
+
 /* Loads the program's image for the current device. */
 static int load_module(void) {
   void **module = &now.program->modules[now.device];
   if (*module) return 0;
   int status = wt_driver.ModuleLoadData(module, now.program->image);
-  if (status == WT_NO_BINARY)
-    return fail("this library holds GPU code for %s, which device %d cannot run: %s",
-                now.program->archs, now.device, wt_driver_error(status));
-  return check(status, "loading GPU code");
+  return status ? refused(status) : 0;
 }
 
 static int load(int32_t kernel, int32_t shared, WtGpuLoaded *loaded) {
@@ -162,4 +218,8 @@ int32_t wt_gpu_launch(int32_t kernel, int64_t x, int64_t y, int64_t z, int32_t b
       .num_attributes = flags & PROGRAMMATIC ? 1 : 0,
   };
   return check(wt_driver.LaunchKernelEx(&launch, loaded->function, parameters, NULL), info->name);
+}
+
+__attribute__((visibility("default"))) int wattune_set_stream(int device, void *stream) {
+  return TVMFFIEnvSetStream(kDLCUDA, device, stream, NULL);
 }

@@ -22,7 +22,8 @@ typedef struct {
 
 typedef struct {
   const void *image; /* a cubin or a fat binary */
-  const char *archs; /* what it holds code for, for messages */
+  const char *archs; /* what it holds code for: "sm_90a sm_80" */
+  int32_t toolkit;   /* what made it, as the driver writes versions: 13000; 0: unknown */
   const WtGpuKernel *kernels;
   int32_t num_kernels;
   void **modules;      /* one for each device */
@@ -42,5 +43,8 @@ int32_t wt_gpu_launch(int32_t kernel, int64_t x, int64_t y, int64_t z, int32_t b
 
 /* The device that calls of this thread launch on; -1 (at first): that of the current context. */
 void wt_gpu_use_device(int32_t device);
+
+/* Says what this machine lacks to run code for these architectures, or returns NULL. */
+const char *wt_gpu_missing(const char *archs);
 
 #endif

@@ -18,6 +18,9 @@ static const struct {
   size_t offset;
 } functions[] = {
     {"cuInit", offsetof(WtDriver, Init)},
+    {"cuDriverGetVersion", offsetof(WtDriver, DriverGetVersion)},
+    {"cuDeviceGetCount", offsetof(WtDriver, DeviceGetCount)},
+    {"cuDeviceGetAttribute", offsetof(WtDriver, DeviceGetAttribute)},
     {"cuGetErrorName", offsetof(WtDriver, GetErrorName)},
     {"cuGetErrorString", offsetof(WtDriver, GetErrorString)},
     {"cuCtxGetCurrent", offsetof(WtDriver, CtxGetCurrent)},
@@ -35,21 +38,20 @@ static const struct {
 static void open_driver(void) {
   void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (!library) {
-    snprintf(problem, sizeof(problem),
-             "no NVIDIA driver: libcuda.so.1 cannot be opened (GPU kernels need driver 580 or newer)");
+    snprintf(problem, sizeof(problem), "an NVIDIA driver: libcuda.so.1 cannot be opened");
     return;
   }
   for (size_t i = 0; i < sizeof(functions) / sizeof(functions[0]); ++i) {
     void *found = dlsym(library, functions[i].name);
     if (!found) {
-      snprintf(problem, sizeof(problem), "the NVIDIA driver is too old: it has no %s",
+      snprintf(problem, sizeof(problem), "a newer NVIDIA driver: this one has no %s",
                functions[i].name);
       return;
     }
     *(void **)((char *)&wt_driver + functions[i].offset) = found;
   }
   int status = wt_driver.Init(0);
-  if (status) snprintf(problem, sizeof(problem), "cuInit: %s", wt_driver_error(status));
+  if (status) snprintf(problem, sizeof(problem), "a GPU: cuInit: %s", wt_driver_error(status));
 }
 
 const char *wt_driver_open(void) {

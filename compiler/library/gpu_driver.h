@@ -9,7 +9,9 @@ typedef void *WtContext;
 
 /* Numbers of cuda.h. */
 enum {
-  WT_NO_BINARY = 209,
+  WT_OUT_OF_MEMORY = 2,
+  WT_COMPUTE_MAJOR = 75,
+  WT_COMPUTE_MINOR = 76,
   WT_MAX_DYNAMIC_SHARED = 8,
   WT_PROGRAMMATIC_SERIALIZATION = 6,
   WT_CAPTURE_RELAXED = 2,
@@ -35,6 +37,9 @@ typedef struct {
 
 typedef struct {
   int (*Init)(unsigned);
+  int (*DriverGetVersion)(int *);
+  int (*DeviceGetCount)(int *);
+  int (*DeviceGetAttribute)(int *, int, int);
   int (*GetErrorName)(int, const char **);
   int (*GetErrorString)(int, const char **);
   int (*CtxGetCurrent)(WtContext *);
@@ -51,7 +56,7 @@ typedef struct {
 
 extern WtDriver wt_driver;
 
-/* Opens the driver at the first call; returns why it cannot be used, NULL where it can. */
+/* Opens the driver at the first call; returns what is missing ("an NVIDIA driver: ..."), or NULL. */
 const char *wt_driver_open(void);
 
 /* Names a status, with the driver's own words. */

@@ -9,6 +9,7 @@ from textwrap import wrap
 
 from wattune.compiler.library.coverage import describe
 from wattune.compiler.library.dispatch import (
+    bound_name,
     c_parameters,
     pack_name,
     packs_by_argument,
@@ -45,9 +46,9 @@ _FILE = Template("""\
 /* What this interface needs of DLPack, under the guard of DLPack's own header. */
 #define DLPACK_DLPACK_H_
 #ifdef __cplusplus
-typedef enum : int32_t { kDLCPU = 1 } DLDeviceType;
+typedef enum : int32_t { kDLCPU = 1, kDLCUDA = 2 } DLDeviceType;
 #else
-typedef enum { kDLCPU = 1 } DLDeviceType;
+typedef enum { kDLCPU = 1, kDLCUDA = 2 } DLDeviceType;
 #endif
 typedef enum { kDLInt = 0U, kDLUInt = 1U, kDLFloat = 2U, kDLBfloat = 4U } DLDataTypeCode;
 typedef struct {
@@ -82,11 +83,11 @@ int wattune_abi_version(void);
 /* The text of this thread's last error; valid until its next one. */
 const char *wattune_last_error(void);
 
-/* 0 where this CPU can run the kernels; every call checks it too. */
+/* 0 where this $machine can run the kernels; calls check it too. */
 int wattune_check_cpu(void);
-
+$device_functions
 /* Leaves out checks of values that cost time ($checks), for all threads. 0, or -1 for an
- * unknown name. Lengths that choose the kernel are always checked. */
+ * unknown name. $values_note */
 int wattune_skip_check(const char *name);
 
 /* How many threads a kernel uses, 1 to the cores of the process; returns the number. */
@@ -95,13 +96,12 @@ int wattune_set_num_threads(int threads);
 /* What the library holds, as JSON. */
 const char *wattune_manifest(void);
 
-/* A tensor in row-major order on the CPU. */
-static inline DLTensor wattune_tensor(void *data, int32_t ndim, int64_t *shape, int code,
-                                      int bits) {
+/* A tensor in row-major order on $place. */
+static inline DLTensor wattune_tensor($device_parameter) {
   DLTensor tensor;
   tensor.data = data;
-  tensor.device.device_type = kDLCPU;
-  tensor.device.device_id = 0;
+  tensor.device.device_type = $device_type;
+  tensor.device.device_id = $device_id;
   tensor.ndim = ndim;
   tensor.dtype.code = (uint8_t)code;
   tensor.dtype.bits = (uint8_t)bits;
@@ -125,12 +125,21 @@ _OPERATOR = Template("""\
  *
 $variants
  *
- * Arguments that a variant does not list are NULL; workspace may always be.$pieces */
+ * Arguments that a variant does not list are NULL; $workspace.$bounds$pieces */
 int wattune_$name($parameters);
 $entries
 /* Bytes that suffice for the workspace of any call. */
 int64_t wattune_${name}_workspace_bytes(void);
 """)
+
+_WORKSPACE = {
+    "cpu": "workspace may always be",
+    "cuda": "workspace too where it has 0 bytes",
+}
+
+_BOUND = (
+    "\n * {0}: no {1} of the call is greater: it chooses the kernel. 0 where that is not known."
+)
 
 _ENTRIES = Template("""
 /* Each for one variant; wattune_$name refuses tensors that several variants take. */
@@ -147,27 +156,60 @@ int wattune_$name($parameters);
 """)
 
 
+_TENSOR = "void *data, int32_t ndim, int64_t *shape, int code,\n" + 38 * " " + "int bits"
+
+_ON_CPU = {
+    "machine": "CPU",
+    "place": "the CPU",
+    "device_functions": "",
+    "device_parameter": _TENSOR,
+    "device_type": "kDLCPU",
+    "device_id": "0",
+    "values_note": "Lengths that choose the kernel are always checked.",
+}
+
+_ON_GPU = {
+    "machine": "machine",
+    "place": "a GPU",
+    "device_functions": """
+/* The stream (cudaStream_t) that calls of this thread launch on, the default one at first. Calls
+ * neither allocate memory nor wait for the device. */
+int wattune_set_stream(int device, void *stream);
+""",
+    "device_parameter": _TENSOR + ", int device",
+    "device_type": "kDLCUDA",
+    "device_id": "device",
+    "values_note": "Values on a GPU are not read, so there are none.",
+}
+
+
 def header_source(manifest: Manifest) -> str:
     """Return the text of ``kernels.h``."""
     target = manifest.target
     return _FILE.substitute(
         version=manifest.wattune,
-        target=f"{target['kind']} {target['arch']}, {target['threads']} threads",
+        target=f"cuda {', '.join(manifest.archs)}"
+        if manifest.archs
+        else f"{target['kind']} {target['arch']}, {target['threads']} threads",
         abi=ABI_VERSION,
         checks=", ".join(f'"{name}"' for name in CHECKS),
-        operators="\n".join(_operator(op) for op in manifest.operators),
+        operators="\n".join(_operator(op, manifest) for op in manifest.operators),
+        **(_ON_GPU if manifest.kind == "cuda" else _ON_CPU),
     )
 
 
-def _operator(op: OperatorTable) -> str:
-    parameters = c_parameters(op.signature, written_arguments(op))
+def _operator(op: OperatorTable, manifest: Manifest) -> str:
+    bounded = manifest.bounded(op)
+    parameters = c_parameters(op.signature, written_arguments(op), bounded)
     entries = [v.entry for v in op.variants if v.entry != op.name]
     lines = "\n".join(f"int wattune_{entry}({parameters});" for entry in entries)
     pieces = f" Calls with more\n * than the largest {op.runtime[0]} are served in pieces."
     text = _OPERATOR.substitute(
         name=op.name,
         summary=operator(op.name).summary,
-        variants="\n *\n".join(_variant(op, variant) for variant in op.variants),
+        variants="\n *\n".join(_variant(op, variant, manifest.kind) for variant in op.variants),
+        workspace=_WORKSPACE[manifest.kind],
+        bounds="".join(_BOUND.format(bound_name(size), size) for size in bounded),
         pieces=pieces if op.runtime else "",
         parameters=parameters,
         entries=_ENTRIES.substitute(name=op.name, entries=lines) if entries else "",
@@ -176,22 +218,22 @@ def _operator(op: OperatorTable) -> str:
     return "\n".join([text, *packs])
 
 
-def _variant(op: OperatorTable, variant: Variant) -> str:
+def _variant(op: OperatorTable, variant: Variant, kind: str) -> str:
     """List the fields, buckets and arguments of one variant, an argument a line."""
     text = f"wattune_{variant.entry}: {describe(variant)}{_buckets(op, variant)}"
     lines = wrap(text, 96, subsequent_indent="  ", break_on_hyphens=False)
-    lines += [f"   {_argument(argument)}" for argument in variant.arguments]
+    lines += [f"   {_argument(argument, kind)}" for argument in variant.arguments]
     return "\n".join(f" * {line}" for line in lines)
 
 
-def _argument(argument: Argument) -> str:
+def _argument(argument: Argument, kind: str) -> str:
     shape = ", ".join(map(str, argument.shape))
     text = f"{argument.name}: {argument.dtype} [{shape}], {argument.role}"
     if argument.role == "state":
         text += ", updated" if argument.updated else ", only read"
     if argument.values is not None:
         text += f", {_values(argument.values)}"
-    return f"{text}, aligned to {slot_alignment(argument)}"
+    return f"{text}, aligned to {slot_alignment(argument, kind)}"
 
 
 def _values(values: Values) -> str:

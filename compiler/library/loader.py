@@ -15,21 +15,33 @@ from wattune.compiler.library.entry import Entry, LayoutError
 from wattune.compiler.library.frameworks import torch_module
 from wattune.compiler.library.manifest import CHECKS, Manifest, OperatorTable
 from wattune.compiler.library.matching import Part
-from wattune.errors import ArgumentError, LibraryError, TargetError, UnknownNameError
+from wattune.errors import (
+    ArgumentError,
+    DeviceError,
+    LibraryError,
+    TargetError,
+    UnknownNameError,
+)
 
 # What libraries call their errors -> what Python raises.
-for _kind in (ArgumentError, LayoutError, TargetError):
+for _kind in (ArgumentError, DeviceError, LayoutError, TargetError):
     tvm_ffi.register_error(_kind.__name__, _kind)
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A library that is open: its manifest and functions; ``missing`` names CPU features."""
+    """A library that is open: its manifest and functions."""
 
     path: str
     manifest: Manifest
     module: Any
-    missing: str
+
+    def missing(self) -> str:
+        """Say what this machine lacks to run the kernels: CPU features, a driver, a GPU.
+
+        Empty where they run. A library for GPUs opens the driver to find out.
+        """
+        return str(self.module["missing_features"]())
 
 
 def load(
@@ -37,24 +49,27 @@ def load(
 ) -> Kernels:
     """Open one exported library, or several that serve different targets or sizes.
 
-    Of a list, libraries that this CPU cannot run are left out; the first of the others that covers
-    a call serves it. ``skip_checks`` names checks of values that calls leave out for speed:
-    "ranges", "duplicates"; it holds for all users of a file in this process, until the next
-    `load` of it. Lengths that choose the kernel are always checked. Raises `LibraryError` for a
-    file that is missing, no wattune library, of another ABI version, or where no library runs on
-    this CPU.
+    Of a list, libraries that this machine cannot run are left out; the first of the others that
+    covers a call, on the device of its tensors, serves it. ``skip_checks`` names checks of values
+    that calls leave out for speed: "ranges", "duplicates"; it holds for all users of a file in this
+    process, until the next `load` of it. Lengths that choose the kernel are always checked, on
+    CPUs. Raises `LibraryError` for a file that is missing, no wattune library, of another ABI
+    version, or where no library runs on this machine.
     """
     paths = [path] if isinstance(path, str | PathLike) else list(path)
     if not paths:
         raise LibraryError("load needs at least one library")
     mask = _mask(skip_checks)
     opened = [_open(fspath(item)) for item in paths]
-    usable = [library for library in opened if not library.missing]
+    missing = [library.missing() for library in opened]
+    usable = [library for library, lacks in zip(opened, missing, strict=True) if not lacks]
     if not usable:
-        reasons = "; ".join(f"{o.path} needs {o.missing}" for o in opened)
+        reasons = "; ".join(
+            f"{library.path} needs {lacks}" for library, lacks in zip(opened, missing, strict=True)
+        )
         raise LibraryError(
-            f"this CPU cannot run the kernels: {reasons}; compile for this machine's target, or "
-            "give load() a list with a library for 'cpu:generic'"
+            f"this machine cannot run the kernels: {reasons}; compile for this machine's target, "
+            "or give load() a list with a library for 'cpu:generic'"
         )
     for library in usable:
         library.module["skip_checks"](mask)
@@ -71,7 +86,7 @@ def _mask(names: Sequence[str]) -> int:
 
 
 def read_manifest(path: str | PathLike[str]) -> Manifest:
-    """Return what a library holds, also where this CPU cannot run its kernels."""
+    """Return what a library holds, also where this machine cannot run its kernels."""
     return _open(fspath(path)).manifest
 
 
@@ -147,13 +162,13 @@ def _open(path: str) -> Opened:
             f"{path} cannot be opened as a library on this machine: {_first_line(error)}"
         ) from error
     try:
-        text, missing = module["metadata_json"](), module["missing_features"]()
+        text = module["metadata_json"]()
     except AttributeError as error:
         raise LibraryError(
             f"{path} is not a wattune library: it has no manifest; give the .so that "
             "Library.export wrote"
         ) from error
-    return Opened(path, Manifest.from_json(str(text), path), module, str(missing))
+    return Opened(path, Manifest.from_json(str(text), path), module)
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from wattune.ops.operator import Argument, Limit, Used, Values
 
 FORMAT = "wattune.library"
 # Counts changes of the entries' arguments or of the manifest that an older loader cannot read.
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 # Checks of values that can be switched off, in the order of their bits in runtime.h.
 CHECKS = ("ranges", "duplicates")
@@ -97,6 +97,13 @@ class OperatorTable:
         return (*self.runtime, *self.free)
 
     @property
+    def measured(self) -> tuple[str, ...]:
+        """Name the sizes that no shape says: they are the greatest values of some argument."""
+        arguments = [a for variant in self.variants for a in variant.arguments]
+        found = {a.values.maximum for a in arguments if a.values is not None}
+        return tuple(name for name in self.runtime if name in found)
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """Name the outputs of any variant, of this library or another: they end the signature."""
         known = {name for variant in self.variants for name in variant.names("output")}
@@ -106,15 +113,28 @@ class OperatorTable:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a library holds. ``created`` is in seconds since 1970."""
+    """What a library holds. ``created`` is in seconds since 1970.
+
+    ``archs``: the GPUs that it has code for, the target's first; empty where kernels are CPU code.
+    """
 
     wattune: str
     target: dict[str, Any]
     verified: bool
     created: float
     operators: tuple[OperatorTable, ...]
+    archs: tuple[str, ...] = ()
     abi: int = ABI_VERSION
     format: str = FORMAT
+
+    @property
+    def kind(self) -> str:
+        """Return the kind of the target: ``cpu`` or ``cuda``."""
+        return str(self.target["kind"])
+
+    def bounded(self, table: OperatorTable) -> tuple[str, ...]:
+        """Name the sizes that the host cannot read: entries take the most that each may be."""
+        return table.measured if self.kind != "cpu" else ()
 
     def to_json(self) -> str:
         """Return the text of ``kernels.json``."""
@@ -137,7 +157,11 @@ class Manifest:
             )
         try:
             return cls(
-                **{**data, "operators": tuple(_operator(entry) for entry in data["operators"])}
+                **{
+                    **data,
+                    "operators": tuple(_operator(entry) for entry in data["operators"]),
+                    "archs": tuple(data["archs"]),
+                }
             )
         except (KeyError, TypeError) as error:
             raise LibraryError(f"{source}: its manifest is damaged: {error!r}") from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wattune.compiler.library.frameworks import dtype_name, same_shape
+from wattune.compiler.library.frameworks import device_kind, dtype_name, same_shape
 from wattune.compiler.library.manifest import Manifest, OperatorTable, Variant
 from wattune.compiler.library.packed import Packed
 from wattune.compiler.library.reasons import Mismatch, closest
@@ -28,6 +28,16 @@ class Part:
     manifest: Manifest
     table: OperatorTable
     functions: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """Return the kind of device whose tensors it takes: ``cpu`` or ``cuda``."""
+        return self.manifest.kind
+
+    @property
+    def bounded(self) -> tuple[str, ...]:
+        """Name the sizes whose bounds an entry takes after its tensors."""
+        return self.manifest.bounded(self.table)
 
     @property
     def call(self) -> Any:
@@ -62,7 +72,7 @@ def find(parts: Sequence[Part], given: Given) -> tuple[Found, tuple[int, ...]]:
     operator = parts[0].table.name
     fitting: list[Found] = []
     reasons: list[Mismatch] = []
-    for part in parts:
+    for part in on_device(parts, given.tensors):
         for variant in part.table.variants:
             reason = _mismatch(variant, given)
             if reason is None:
@@ -79,6 +89,24 @@ def find(parts: Sequence[Part], given: Given) -> tuple[Found, tuple[int, ...]]:
     if len(mine) > 1:
         raise ambiguous(operator, mine)
     return fitting[0], tuple(given.at[name] for name in telling)
+
+
+def on_device(parts: Sequence[Part], tensors: Mapping[str, Any]) -> Sequence[Part]:
+    """Return the libraries for the device of a call's tensors, where there are several kinds.
+
+    Raises `ArgumentError` where none is for it. Of one kind all are returned: their own check says
+    which tensor is elsewhere.
+    """
+    kinds = list(dict.fromkeys(part.kind for part in parts))
+    if len(kinds) == 1 or not tensors:
+        return parts
+    name, tensor = next(iter(tensors.items()))
+    if found := [part for part in parts if part.kind == device_kind(tensor)]:
+        return found
+    operator = parts[0].table.name
+    raise ArgumentError(
+        f"{operator}: {name} is on {device_kind(tensor)}; expected {' or '.join(kinds)}"
+    )
 
 
 def ambiguous(operator: str, variants: Sequence[Variant]) -> ArgumentError:

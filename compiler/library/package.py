@@ -12,14 +12,14 @@ from typing import Any
 from wattune.compiler.build import baseline, build_objects, host_threads, link
 from wattune.compiler.cc import cached, compiler, run
 from wattune.compiler.cuda.program import ffi_includes
-from wattune.compiler.library.choose import choose, verify
+from wattune.compiler.library.choose import check_siblings, choose, verify
 from wattune.compiler.library.dispatch import dispatch_source
 from wattune.compiler.library.features import required_features
 from wattune.compiler.library.header import header_source
 from wattune.compiler.library.manifest import Manifest
 from wattune.compiler.library.plan import Choice, Plan, make_plan
 from wattune.compiler.tvm_setup import prepare_tvm
-from wattune.errors import BuildError, LibraryError, TargetError, WattuneError
+from wattune.errors import BuildError, LibraryError, WattuneError
 from wattune.ops import Problem
 from wattune.schedules.candidate import Candidate
 from wattune.schedules.target import Target
@@ -47,6 +47,7 @@ def compile(
     objective: str = "latency",
     allow_unverified: bool = False,
     weights: Mapping[Problem, float] | None = None,
+    also: Sequence[str] = (),
 ) -> Library:
     """Compile the best known kernel of each problem into one library.
 
@@ -54,21 +55,22 @@ def compile(
     `tune` wrote; without records a problem gets its default schedule. Every kernel was compared
     with the reference, here or when it was tuned; where ``target`` does not run on this machine
     that cannot be, and a `TargetError` says so unless ``allow_unverified``. ``weights`` say how
-    much each problem counts where several share one packed layout.
+    much each problem counts where several share one packed layout. ``also`` names architectures of
+    GPUs (``sm_80``) that get machine code of the same schedules, beside the target's own.
     """
     distinct = list(dict.fromkeys(problems))
     if not distinct:
         raise LibraryError("compile needs at least one problem")
-    if target.kind != "cpu":
-        raise TargetError(f"libraries are compiled for 'cpu' targets, not {target.kind!r}")
     required_features(target)
     choices = choose(distinct, target, database, objective, weights)
-    return build(verify(choices, target, allow_unverified), target)
+    also = [arch for arch in dict.fromkeys(also) if arch != target.arch]
+    check_siblings(choices, target, also)
+    return build(verify(choices, target, allow_unverified), target, also)
 
 
-def build(choices: Sequence[Choice], target: Target) -> Library:
+def build(choices: Sequence[Choice], target: Target, also: Sequence[str] = ()) -> Library:
     """Compile chosen candidates into a library, without asking whether they are verified."""
-    plan = make_plan(choices, target)
+    plan = make_plan(choices, target, also)
     folder = tempfile.TemporaryDirectory(prefix="wattune-library-")
     path = Path(folder.name) / "kernels.so"
     _compile_plan(plan, target, Path(folder.name), path)
@@ -124,7 +126,8 @@ def _compile_plan(plan: Plan, target: Target, folder: Path, path: Path) -> None:
     """Compile kernels for the target, all else for its baseline, and link."""
     prepare_tvm()
     kernels = {symbol: _lower(candidate) for symbol, candidate in plan.kernels.items()}
-    objects = list(build_objects(kernels, target, folder / "kernels.o").objects)
+    also = plan.manifest.archs[1:]
+    objects = list(build_objects(kernels, target, folder / "kernels.o", also).objects)
     if plan.packs:
         packs = {symbol: _pack(*origin) for symbol, origin in plan.packs.items()}
         objects += build_objects(packs, baseline(target), folder / "packs.o").objects

@@ -43,8 +43,11 @@ class Plan:
     packs: dict[str, tuple[Candidate, str]]
 
 
-def make_plan(choices: Sequence[Choice], target: Target) -> Plan:
-    """Arrange choices by operator and variant; raises `LibraryError` for what cannot be."""
+def make_plan(choices: Sequence[Choice], target: Target, also: Sequence[str] = ()) -> Plan:
+    """Arrange choices by operator and variant; raises `LibraryError` for what cannot be.
+
+    ``also`` names architectures of GPUs that get code beside the target's.
+    """
     kernels: dict[str, Candidate] = {}
     packs: dict[str, tuple[Candidate, str]] = {}
     tables = []
@@ -61,6 +64,7 @@ def make_plan(choices: Sequence[Choice], target: Target) -> Plan:
         verified=all(choice.verified for choice in choices),
         created=round(time.time(), 3),
         operators=tuple(tables),
+        archs=(target.arch, *also) if target.kind == "cuda" else (),
     )
     return Plan(manifest, kernels, packs)
 

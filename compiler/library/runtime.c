@@ -46,6 +46,38 @@ static int64_t largest_piece(const WtOperator *op, const WtVariant *variant,
   return 0;
 }
 
+/* Bytes of a row: of an element of the leading axis. */
+static int64_t row_bytes(const WtSlot *slot, const int64_t *sizes) {
+  int64_t bytes = slot->dtype.bits / 8;
+  for (int32_t i = 1; i < slot->ndim; ++i)
+    bytes *= slot->dims[i] < 0 ? sizes[~slot->dims[i]] : slot->dims[i];
+  return bytes;
+}
+
+static int is_cut(const WtSlot *slot) {
+  return slot->role != WT_WORKSPACE && slot->ndim > 0 && slot->dims[0] == ~0;
+}
+
+/* Returns the largest piece, at most `piece`, after which all tensors are as aligned as before; 0
+   where there is none. Alignments are powers of two, so the greatest multiple is one of all. */
+static int64_t aligned_piece(const WtOperator *op, const WtVariant *variant, const int64_t *sizes,
+                             int64_t piece) {
+  int64_t multiple = 1;
+  for (int32_t i = 0; i < op->num_arguments; ++i) {
+    const WtSlot *slot = &variant->slots[i];
+    if (!is_cut(slot)) continue;
+    int64_t bytes = row_bytes(slot, sizes);
+    while (bytes * multiple % slot->alignment) multiple *= 2;
+  }
+  if (piece >= multiple) return piece / multiple * multiple;
+  wt_message_begin("ArgumentError");
+  wt_message_add("%s: calls are cut into pieces of %lld, which must be a multiple of %lld for tensors "
+                 "of such sizes; expected at most %lld %s",
+                 op->name, (long long)piece, (long long)multiple, (long long)piece,
+                 op->symbol_names[0]);
+  return 0;
+}
+
 static int is_larger(const WtOperator *op, const WtKernel *kernel, const WtKernel *other) {
   for (int32_t i = 1; i < op->num_runtime; ++i)
     if (kernel->upper[i] != other->upper[i]) return kernel->upper[i] > other->upper[i];
@@ -78,9 +110,17 @@ static const WtKernel *pick(const WtOperator *op, const WtVariant *variant, cons
   return cut ? pick(op, variant, wanted) : largest;
 }
 
-/* Returns where the kernel's workspace is: the caller's, or this thread's. */
+/* Returns where the kernel's workspace is: the caller's, or this thread's. On other devices there
+   is only the caller's: nothing is allocated, so that calls can be captured into graphs. */
 static void *workspace(const WtOperator *op, const WtKernel *kernel, const DLTensor *given) {
-  if (!given) return wt_scratch(kernel->workspace_bytes);
+  if (kernel->workspace_bytes == 0) return nothing;
+  if (!given && wt_place.device == kDLCPU) return wt_scratch(kernel->workspace_bytes);
+  if (!given) {
+    wt_message_begin("ArgumentError");
+    wt_message_add("%s: workspace is missing; expected %lld bytes on the device", op->name,
+                   (long long)kernel->workspace_bytes);
+    return NULL;
+  }
   if (given->shape[0] >= kernel->workspace_bytes) return wt_data(given);
   wt_message_begin("ArgumentError");
   wt_message_add("%s: workspace has %lld bytes; expected at least %lld", op->name,
@@ -100,14 +140,11 @@ static int add_argument(Frame *frame, const WtOperator *op, const WtKernel *kern
     data = workspace(op, kernel, tensor);
     if (!data) return WT_FAILED;
   } else {
-    int64_t row = slot->dtype.bits / 8;
-    for (int32_t i = 0; i < slot->ndim; ++i) {
+    int64_t row = row_bytes(slot, sizes);
+    for (int32_t i = 0; i < slot->ndim; ++i)
       shape[i] = slot->dims[i] < 0 ? sizes[~slot->dims[i]] : slot->dims[i];
-      if (i > 0) row *= shape[i];
-    }
-    int cut = slot->ndim > 0 && slot->dims[0] == ~0;
     int64_t bytes = slot->ndim > 0 ? row * shape[0] : row;
-    data = bytes ? (char *)wt_data(tensor) + (cut ? begin * row : 0) : nothing;
+    data = bytes ? (char *)wt_data(tensor) + (is_cut(slot) ? begin * row : 0) : nothing;
   }
   fill(&frame->values[at], &frame->tensors[at], slot, data, shape);
   return WT_OK;
@@ -127,33 +164,57 @@ static int run(const WtOperator *op, const WtVariant *variant, const DLTensor *c
   return kernel->call(NULL, frame.values, frame.count, &result) ? WT_RAISED : WT_OK;
 }
 
-static int call(const WtOperator *op, int32_t only, const DLTensor *const *args) {
+static int call(const WtOperator *op, int32_t only, const DLTensor *const *args,
+                const int64_t *most) {
   int64_t sizes[WT_MAX_SYMBOLS];
-  if (!op->any_cpu && wt_check_cpu()) return WT_FAILED;
+  int32_t device;
+  if (!op->is_pack && wt_check_cpu()) return WT_FAILED;
   const WtVariant *variant = wt_match(op, only, args, sizes);
-  if (!variant || wt_check_memory(op, variant, args)) return WT_FAILED;
-  if (wt_check_values(op, variant, args, sizes)) return WT_FAILED;
+  if (!variant || wt_check_memory(op, variant, args, &device)) return WT_FAILED;
+  if (op->is_pack || wt_place.device == kDLCPU) {
+    if (wt_check_values(op, variant, args, sizes)) return WT_FAILED;
+  } else {
+    if (wt_bound_values(op, variant, most, sizes)) return WT_FAILED;
+    wt_place.use(device);
+  }
   if (op->num_runtime == 0) return run(op, variant, args, sizes, 0);
   int64_t total = sizes[0];
   if (total == 0) return WT_OK;
-  int64_t most = largest_piece(op, variant, sizes);
-  if (most == 0) return WT_FAILED;
+  int64_t piece = largest_piece(op, variant, sizes);
+  if (piece && total > piece) piece = aligned_piece(op, variant, sizes, piece);
+  if (piece == 0) return WT_FAILED;
   for (int64_t begin = 0; begin < total; begin += sizes[0]) {
-    sizes[0] = total - begin < most ? total - begin : most;
+    sizes[0] = total - begin < piece ? total - begin : piece;
     int status = run(op, variant, args, sizes, begin);
     if (status) return status;
   }
   return WT_OK;
 }
 
+/* Reads the bounds that follow the tensors; any number of them may be left out. */
+static int unpack_bounds(const WtOperator *op, const TVMFFIAny *args, int32_t count,
+                         int64_t *most) {
+  for (int32_t i = 0; i < op->num_bounded; ++i) {
+    most[i] = 0;
+    if (i >= count || args[i].type_index == kTVMFFINone) continue;
+    if (args[i].type_index != kTVMFFIInt) {
+      wt_message_begin("TypeError");
+      wt_message_add("%s: %s is not an integer", op->name, op->symbol_names[op->bounded[i]]);
+      return WT_FAILED;
+    }
+    most[i] = args[i].v_int64;
+  }
+  return WT_OK;
+}
+
 static int unpack(const WtOperator *op, const TVMFFIAny *args, int32_t count,
                   const DLTensor **tensors) {
-  if (count != op->num_arguments) {
+  if (count < op->num_arguments || count > op->num_arguments + op->num_bounded) {
     wt_message_begin("TypeError");
     wt_message_add("%s: %d arguments; expected %d", op->name, count, op->num_arguments);
     return WT_FAILED;
   }
-  for (int32_t i = 0; i < count; ++i) {
+  for (int32_t i = 0; i < op->num_arguments; ++i) {
     if (args[i].type_index == kTVMFFINone) {
       tensors[i] = NULL;
     } else if (args[i].type_index == kTVMFFIDLTensorPtr) {
@@ -172,12 +233,16 @@ static int unpack(const WtOperator *op, const TVMFFIAny *args, int32_t count,
 
 int wt_call_ffi(const WtOperator *op, int32_t only, const TVMFFIAny *args, int32_t count) {
   const DLTensor *tensors[WT_MAX_ARGUMENTS];
+  int64_t most[WT_MAX_SYMBOLS];
   int status = unpack(op, args, count, tensors);
-  return wt_raise(status ? status : call(op, only, tensors));
+  if (!status)
+    status = unpack_bounds(op, args + op->num_arguments, count - op->num_arguments, most);
+  return wt_raise(status ? status : call(op, only, tensors, most));
 }
 
-int wt_call_c(const WtOperator *op, int32_t only, const DLTensor *const *args) {
-  int status = call(op, only, args);
+int wt_call_c(const WtOperator *op, int32_t only, const DLTensor *const *args,
+              const int64_t *most) {
+  int status = call(op, only, args, most);
   wt_keep_raised(status);
   return status == WT_OK ? 0 : -1;
 }

@@ -58,10 +58,12 @@ typedef struct {
 } WtVariant;
 
 /* Symbol 0 is the run-time size that calls beyond the last bucket are cut along. A pack function is
-   an operator too: of two arguments, source and packed, and for any CPU of the architecture. */
+   an operator too: of two arguments, source and packed, on the host, for any CPU of its
+   architecture. `bounded` are the symbols that are greatest values of tensors which the host cannot
+   read: after its tensors, the entry takes the most that each may be. */
 typedef struct {
   const char *name;
-  int32_t any_cpu;
+  int32_t is_pack;
   const char *const *argument_names;
   const char *const *symbol_names;
   int32_t num_arguments;
@@ -70,7 +72,17 @@ typedef struct {
   uint32_t open_ended; /* bit i: kernels serve run-time size i beyond their upper end too */
   const WtVariant *variants;
   int32_t num_variants;
+  const int32_t *bounded;
+  int32_t num_bounded;
 } WtOperator;
+
+/* Where kernels run. `use` makes calls of this thread launch on a device, `missing` says what this
+   machine lacks, or returns NULL; both are NULL where the kernels are CPU code. */
+typedef struct {
+  DLDeviceType device;
+  void (*use)(int32_t device);
+  const char *(*missing)(void);
+} WtPlace;
 
 /* One CPUID bit, and the XCR0 bits that say the system saves its registers. */
 typedef struct {
@@ -85,6 +97,7 @@ typedef struct {
 /* Generated. */
 extern const WtFeature wt_features[];
 extern const int32_t wt_num_features;
+extern const WtPlace wt_place;
 extern const int32_t wt_abi_version;
 extern const char wt_metadata[];
 extern const size_t wt_metadata_bytes;
@@ -112,20 +125,27 @@ enum { WT_ANY_VARIANT = -1 };
 const WtVariant *wt_match(const WtOperator *op, int32_t only, const DLTensor *const *args,
                           int64_t *sizes);
 
-/* checks.c: whether memory can be used. */
-int wt_check_memory(const WtOperator *op, const WtVariant *variant, const DLTensor *const *args);
+/* checks.c: whether memory can be used; tells which device all of it is on. */
+int wt_check_memory(const WtOperator *op, const WtVariant *variant, const DLTensor *const *args,
+                    int32_t *device);
 void *wt_data(const DLTensor *tensor);
 int64_t wt_elements(const DLTensor *tensor);
 
 /* values.c: whether integers are allowed; binds the sizes that are their greatest values. */
 int wt_check_values(const WtOperator *op, const WtVariant *variant, const DLTensor *const *args,
                     int64_t *sizes);
+/* For tensors that cannot be read here: binds such sizes to the most they may be, which is what the
+   argument's own limit says, or less where the caller does (`most`, one for each of op->bounded;
+   0: unknown). */
+int wt_bound_values(const WtOperator *op, const WtVariant *variant, const int64_t *most,
+                    int64_t *sizes);
 void wt_skip_checks(uint32_t mask); /* for all threads, instead of what was skipped before */
 uint32_t wt_skipped_checks(void);
 
 /* runtime.c */
 int wt_call_ffi(const WtOperator *op, int32_t only, const TVMFFIAny *args, int32_t count);
-int wt_call_c(const WtOperator *op, int32_t only, const DLTensor *const *args);
+int wt_call_c(const WtOperator *op, int32_t only, const DLTensor *const *args,
+              const int64_t *most);
 int64_t wt_workspace_bytes(const WtOperator *op);
 int64_t wt_packed_bytes(const WtOperator *pack, const int64_t *source_shape);
 

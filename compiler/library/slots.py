@@ -13,8 +13,8 @@ from wattune.schedules.program import CACHE_LINE, alignment
 _CODES = {"int": "kDLInt", "uint": "kDLUInt", "float": "kDLFloat", "bfloat": "kDLBfloat"}
 
 
-def slot(argument: Argument | None, op: OperatorTable | None = None) -> str:
-    """Return one WtSlot; symbol i is written as ~i."""
+def slot(argument: Argument | None, op: OperatorTable | None = None, kind: str = "cpu") -> str:
+    """Return one WtSlot for kernels of a target kind; symbol i is written as ~i."""
     if argument is None:
         return '{WT_ABSENT, {0, 0, 0}, 0, 1, 0, {0}, 0, "none"}'
     symbols = op.symbols if op else ()
@@ -22,9 +22,9 @@ def slot(argument: Argument | None, op: OperatorTable | None = None) -> str:
     dtype = f"{{{_CODES[kind]}, {argument.dtype[len(kind) :]}, 1}}"
     dims = [f"~{symbols.index(d)}" if d in symbols else _number(d) for d in argument.shape]
     shape = ", ".join(map(str, argument.shape))
-    role = "WT_" + argument.role.upper()
+    role, aligned = "WT_" + argument.role.upper(), slot_alignment(argument, kind)
     return (
-        f"{{{role}, {dtype}, {len(dims)}, {slot_alignment(argument)}, {int(argument.written)}, "
+        f"{{{role}, {dtype}, {len(dims)}, {aligned}, {int(argument.written)}, "
         f"{{{', '.join(dims) or '0'}}}, {_values(argument.values, op)}, "
         f'"[{shape}] {argument.dtype}"}}'
     )
@@ -55,9 +55,9 @@ def _number(dim: int | str) -> str:
     return "0" if isinstance(dim, str) else str(dim)
 
 
-def slot_alignment(argument: Argument) -> int:
-    """Return the alignment that a kernel was compiled for."""
-    return CACHE_LINE if argument.role == "workspace" else alignment(argument)
+def slot_alignment(argument: Argument, kind: str = "cpu") -> int:
+    """Return the alignment that a kernel of a target kind was compiled for."""
+    return CACHE_LINE if argument.role == "workspace" else alignment(argument, kind)
 
 
 def kernel_rows(variant: Variant, op: OperatorTable) -> list[str]:

@@ -5,7 +5,8 @@
     kv_cache_append(Tensor k, Tensor? v=None, Tensor(a2!)? k_cache=None, ...) -> ()
 
 Packed data comes by name: ``torch.ops.wattune.ternary_gemm(x, **packed.torch)``. Fields of the
-problem choose between variants that take the same tensors. An operator is defined once a process;
+problem choose between variants that take the same tensors; sizes that are the greatest value of a
+tensor (``context``) may be bounded, as `Entry` explains. An operator is defined once a process;
 the libraries loaded last are tried first. An operator with several outputs returns all of them: one
 that the variant does not have is an empty tensor of booleans.
 """
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from wattune.compiler.library.coverage import variant_workspace
 from wattune.compiler.library.frameworks import dtype_name, same_shape, tidy
 from wattune.compiler.library.manifest import OperatorTable, Variant
-from wattune.compiler.library.matching import Part, ambiguous, field_mismatch
+from wattune.compiler.library.matching import Part, ambiguous, field_mismatch, on_device
 from wattune.compiler.library.packed import Packed
 from wattune.compiler.library.variants import is_dtype, is_field_value
 from wattune.errors import ArgumentError
@@ -52,6 +54,7 @@ def schema(table: OperatorTable) -> str:
         kind = f"Tensor(a{len(parameters)}!)" if name in updated else "Tensor"
         parameters.append(f"{kind}? {name}=None" if parameters else f"{kind} {name}")
     options = [f"{table.fields[name]}? {name}=None" for name in field_names(table)]
+    options += [f"SymInt? {name}=None" for name in table.measured]
     if _has_packed(table):
         options.append('str layout=""')
     outputs = ["Tensor"] * len(table.outputs)
@@ -90,14 +93,16 @@ def _define(table: OperatorTable) -> None:
     def compute(*inputs: Any, **data: Any) -> Any:
         part, variant, tensors = find(inputs, data)
         results = _allocate(variant, tensors)
-        _call(part, variant, {**tensors, **results})
+        bounds = [data.get(name) for name in part.bounded]
+        _call(part, variant, {**tensors, **results, **_workspace(part, variant, tensors)}, bounds)
         return _returned(table, tensors, results)
 
     def fake(*inputs: Any, **data: Any) -> Any:
         _, variant, tensors = find(inputs, data)
         return _returned(table, tensors, _allocate(variant, tensors))
 
-    _fragment.impl(table.name, compute, "CPU")
+    for key in ("CPU", "CUDA"):
+        _fragment.impl(table.name, compute, key)
     torch.library.register_fake(f"wattune::{table.name}", fake, lib=_fragment)
 
 
@@ -105,7 +110,7 @@ def _find(
     operator: str, tensors: Tensors, layout: str, fields: Mapping[str, Any]
 ) -> tuple[Part, Variant]:
     """Return the variant that takes exactly these tensors, of the library loaded last."""
-    for part in _parts[operator]:
+    for part in on_device(_parts[operator], tensors):
         found = [v for v in part.table.variants if _takes(v, tensors, layout, fields)]
         if len(found) > 1:
             raise ambiguous(operator, found)
@@ -153,6 +158,14 @@ def _allocate(variant: Variant, tensors: Tensors) -> Tensors:
     }
 
 
+def _workspace(part: Part, variant: Variant, tensors: Tensors) -> Tensors:
+    """Return the workspace of a call on a GPU, where the library has none of its own."""
+    most = variant_workspace(variant) if part.kind != "cpu" else 0
+    like = next(iter(tensors.values()))
+    names = variant.names("workspace") if most else ()
+    return {name: like.new_empty(most, dtype=torch.uint8) for name in names}
+
+
 def _returned(table: OperatorTable, tensors: Tensors, results: Tensors) -> Any:
     """Return the outputs in the schema's number; a kernel has no output of booleans."""
     like = next(iter(tensors.values()))
@@ -163,15 +176,15 @@ def _returned(table: OperatorTable, tensors: Tensors, results: Tensors) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def _call(part: Part, variant: Variant, tensors: Tensors) -> None:
+def _call(part: Part, variant: Variant, tensors: Tensors, bounds: Sequence[int | None]) -> None:
     from wattune.compiler.library.entry import LayoutError
 
     call, signature = part.functions[variant.entry], part.table.signature
     try:
-        call(*(tensors.get(name) for name in signature))
+        call(*(tensors.get(name) for name in signature), *bounds)
     except LayoutError:
         copies = {name: tidy(tensors[name]) for name in variant.names("input")}
-        call(*({**tensors, **copies}.get(name) for name in signature))
+        call(*({**tensors, **copies}.get(name) for name in signature), *bounds)
 
 
 def call_in_graph(

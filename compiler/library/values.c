@@ -139,6 +139,14 @@ static void measure(const Checked *checked, int64_t *sizes) {
   *size = most;
 }
 
+/* Returns the greatest value that is allowed, by the sizes of shapes. */
+static int64_t highest(const WtValues *values, const int64_t *sizes) {
+  int64_t high = values->offset;
+  if (values->symbol >= 0)
+    high += (sizes[values->symbol] * values->times + values->per - 1) / values->per;
+  return high;
+}
+
 static Checked checked_argument(const WtOperator *op, const WtVariant *variant,
                                 const DLTensor *const *args, int32_t i, const int64_t *sizes) {
   const WtValues *values = variant->slots[i].values;
@@ -152,15 +160,13 @@ static Checked checked_argument(const WtOperator *op, const WtVariant *variant,
     checked.lines_each = checked.lines / tensor->shape[0];
   }
   checked.low = values->low;
-  checked.high = values->offset;
-  if (values->symbol >= 0)
-    checked.high += (sizes[values->symbol] * values->times + values->per - 1) / values->per;
+  checked.high = highest(values, sizes);
   return checked;
 }
 
 int wt_check_values(const WtOperator *op, const WtVariant *variant, const DLTensor *const *args,
                     int64_t *sizes) {
-  uint32_t skip = op->any_cpu ? 0 : wt_skipped_checks();
+  uint32_t skip = op->is_pack ? 0 : wt_skipped_checks();
   for (int32_t i = 0; i < op->num_arguments; ++i) {
     const WtValues *values = variant->slots[i].values;
     if (!values || !args[i]) continue;
@@ -171,5 +177,30 @@ int wt_check_values(const WtOperator *op, const WtVariant *variant, const DLTens
     if (values->unique && !(skip & WT_DUPLICATES) && check_duplicates(&checked)) return WT_FAILED;
     if (values->maximum >= 0) measure(&checked, sizes);
   }
+  return WT_OK;
+}
+
+/* Lowers a size to what the caller says that it is at the most. */
+static int lower(const WtOperator *op, int32_t symbol, int64_t most, int64_t *sizes) {
+  if (most < 0) {
+    wt_message_begin("ArgumentError");
+    wt_message_add("%s: %s is at most %lld; allowed: 1 or more, 0 where it is not known", op->name,
+                   op->symbol_names[symbol], (long long)most);
+    return WT_FAILED;
+  }
+  if (most > 0 && most < sizes[symbol]) sizes[symbol] = most;
+  return WT_OK;
+}
+
+int wt_bound_values(const WtOperator *op, const WtVariant *variant, const int64_t *most,
+                    int64_t *sizes) {
+  for (int32_t i = 0; i < op->num_arguments; ++i) {
+    const WtValues *values = variant->slots[i].values;
+    if (!values || values->maximum < 0) continue;
+    int64_t high = highest(values, sizes), *size = &sizes[values->maximum];
+    if (high > *size) *size = high;
+  }
+  for (int32_t i = 0; i < op->num_bounded; ++i)
+    if (lower(op, op->bounded[i], most[i], sizes)) return WT_FAILED;
   return WT_OK;
 }

@@ -181,5 +181,3 @@ def test_compile_for_another_machine() -> None:
 def test_compile_nothing() -> None:
     with pytest.raises(LibraryError, match="at least one problem"):
         compile([], TARGET)
-    with pytest.raises(TargetError, match="cuda"):
-        compile([TernaryGemm(1, 16, 16)], Target.parse("cuda:sm_90a"))

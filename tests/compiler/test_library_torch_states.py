@@ -43,7 +43,7 @@ def test_schema(kernels: Kernels) -> None:
     assert schema(kernels.gather.parts[0].table) == (
         "gather(Tensor store, Tensor(a1!)? log=None, Tensor? lengths=None, Tensor? picks=None, "
         "Tensor? pages=None, Tensor? bias=None, *, int? width=None, float? factor=None, "
-        "bool? biased=None, bool? served=None) -> (Tensor, Tensor)"
+        "bool? biased=None, bool? served=None, SymInt? length=None) -> (Tensor, Tensor)"
     )
 
 
