@@ -134,11 +134,16 @@ def _maker(
 
 
 def _scratch(part: Part, variant: Variant, given: Given) -> Allocate | None:
-    """Return what makes the workspace of a call on a GPU, where the library has none of its own."""
+    """Return what makes the workspace of a call on a GPU, where the library has none of its own.
+
+    Only torch's memory follows the order of a stream; callers of other frameworks bring theirs.
+    """
     most = variant_workspace(variant) if part.kind != "cpu" else 0
     if not most or not given.tensors:
         return None
     name, like = next(iter(given.tensors.items()))
+    if not is_torch(like):
+        return None
     make = empty_of(like, given.at[name], "uint8")
     return lambda tensors: make(tensors, (most,))
 

@@ -18,8 +18,8 @@ def slot(argument: Argument | None, op: OperatorTable | None = None, kind: str =
     if argument is None:
         return '{WT_ABSENT, {0, 0, 0}, 0, 1, 0, {0}, 0, "none"}'
     symbols = op.symbols if op else ()
-    kind = argument.dtype.rstrip("0123456789")
-    dtype = f"{{{_CODES[kind]}, {argument.dtype[len(kind) :]}, 1}}"
+    code = argument.dtype.rstrip("0123456789")
+    dtype = f"{{{_CODES[code]}, {argument.dtype[len(code) :]}, 1}}"
     dims = [f"~{symbols.index(d)}" if d in symbols else _number(d) for d in argument.shape]
     shape = ", ".join(map(str, argument.shape))
     role, aligned = "WT_" + argument.role.upper(), slot_alignment(argument, kind)

@@ -15,6 +15,7 @@ from tests.compiler.toy_gpu import Ragged, export_toy
 from wattune.compiler.cuda import nvcc
 from wattune.compiler.library.loader import read_manifest
 from wattune.errors import TargetError
+from wattune.schedules.target import Target
 
 _folder = tempfile.TemporaryDirectory(prefix="wattune-tests-")
 
@@ -52,7 +53,7 @@ def exported(arch: str = "sm_90a", also: tuple[str, ...] = ()) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nvcc, "compile_image", no_image)
         problems = (Ragged(2, 64), Ragged(2, 64, factor=3.0))
-        return export_toy(path, problems[: 2 - len(also)], arch, also)
+        return export_toy(path, problems[: 2 - len(also)], Target.parse(f"cuda:{arch}"), also)
 
 
 def load_lines(*paths: Path, driver: bool = True, **environment: object) -> str:

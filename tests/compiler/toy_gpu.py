@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from tests.compiler.toy import ToyOperator
 
 from wattune import ops
-from wattune.compiler.library.package import compile
+from wattune.compiler.library.choose import choose
+from wattune.compiler.library.package import build, compile
 from wattune.ops import Argument, Problem
 from wattune.ops.operator import Limit, Values
 from wattune.schedules.cuda.base import WARP, CudaTemplate
@@ -145,6 +146,7 @@ def _scale(buffers: Any, row: Any, thread: Any, problem: Ragged) -> None:
 
 
 RAGGED = RaggedOperator()
+HOPPER = Target.parse("cuda:sm_90a")
 TEMPLATES: tuple[Template, ...] = (RaggedTemplate(),)
 
 # A grid of buckets; a variant of the same tensors; one of another dtype.
@@ -161,20 +163,24 @@ PROBLEMS = (
 def registered() -> None:
     """Make the template known; the operator is for as long as a library is compiled."""
     register_module("cuda", "tests.compiler.toy_gpu")
+    register_module("cpu", "tests.compiler.toy_gpu_host")
 
 
 def export_toy(
     path: Path,
     problems: tuple[Ragged, ...] = PROBLEMS,
-    arch: str = "sm_90a",
+    target: Target = HOPPER,
     also: tuple[str, ...] = (),
+    allow_unverified: bool = True,
 ) -> Path:
     """Export a library of the operator, with whatever compiles the kernels' source."""
     registered()
-    target = Target.parse(f"cuda:{arch}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ops._OPERATORS, "ragged", RAGGED)
-        return compile(problems, target, allow_unverified=True, also=also).export(path)
+        if target.kind == "cpu":
+            return build(choose(problems, target, None, "latency", None), target).export(path)
+        library = compile(problems, target, allow_unverified=allow_unverified, also=also)
+        return library.export(path)
 
 
 def expected(x: NDArray[Any], lengths: NDArray[Any], factor: float = 2.0) -> NDArray[Any]:
