@@ -13,6 +13,7 @@ import click
 
 from wattune.compiler.cli.options import json_option
 from wattune.compiler.cli.output import duration, print_json, print_table
+from wattune.compiler.library.manifest import Manifest
 from wattune.errors import UnknownNameError
 from wattune.ops import Problem, operator, problem_from_json
 from wattune.schedules.candidate import FAILURE_KINDS, Record
@@ -51,7 +52,6 @@ def _library(file: str) -> tuple[dict[str, Any], list[Table]]:
     from wattune.compiler.library.loader import read_manifest
 
     manifest = read_manifest(file)
-    target = manifest.target
     kernels = [
         (
             str(problem_from_json({**variant.problem, **kernel.upper, "operator": op.name})),
@@ -67,12 +67,21 @@ def _library(file: str) -> tuple[dict[str, Any], list[Table]]:
     facts = [
         ("wattune", manifest.wattune),
         ("ABI", manifest.abi),
-        ("target", f"{target['kind']} {target['arch']}, {target['threads']} threads"),
-        ("features", " ".join(target["features"]) or "none"),
+        *_target_facts(manifest),
         ("verified", "yes" if manifest.verified else "no"),
     ]
     columns = ("kernel, up to", "template", "layout", ">measured", "verified")
     return dataclasses.asdict(manifest), [("", ("library", file), facts), ("", columns, kernels)]
+
+
+def _target_facts(manifest: Manifest) -> list[tuple[str, object]]:
+    target = manifest.target
+    if manifest.archs:
+        return [("target", f"cuda {target['arch']}"), ("GPU code for", " ".join(manifest.archs))]
+    return [
+        ("target", f"{target['kind']} {target['arch']}, {target['threads']} threads"),
+        ("features", " ".join(target["features"]) or "none"),
+    ]
 
 
 def _database(file: str) -> tuple[dict[str, Any], list[Table]]:

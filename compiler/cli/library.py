@@ -30,6 +30,12 @@ from wattune.schedules.target import Target
 @click.option(
     "--allow-unverified", is_flag=True, help="Compile for a target that cannot be run here."
 )
+@click.option(
+    "--also",
+    multiple=True,
+    help="Another GPU architecture, such as sm_80, that gets code of the same schedules; "
+    "repeatable.",
+)
 @json_option
 def compile_command(
     workload: Workload | None,
@@ -39,6 +45,7 @@ def compile_command(
     objective: str,
     output: str,
     allow_unverified: bool,
+    also: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Compile the best known kernels into a library, with a C header and a manifest beside it.
@@ -61,6 +68,7 @@ def compile_command(
             objective=objective,
             allow_unverified=allow_unverified,
             weights=work.weights,
+            also=also,
         )
         path = library.export(output)
     files = [path, path.with_suffix(".h"), path.with_suffix(".json")]

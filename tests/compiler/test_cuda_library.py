@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -13,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm_ffi
+from click.testing import CliRunner
 from tests.compiler.gpus import aligned, on_gpu
-from tests.compiler.toy_gpu import Ragged, expected, export_toy
+from tests.compiler.toy_gpu import RAGGED, Ragged, expected, export_toy
 from tests.emulator.cuda import driver
 from tests.schedules.cuda import emulated_image
 
+from wattune import ops
+from wattune.compiler.cli.inspect import inspect_command
 from wattune.compiler.cuda import nvcc
 from wattune.compiler.library.entry import Entry
 from wattune.compiler.library.loader import load
@@ -210,7 +212,8 @@ def test_nothing_unverified_leaves(tmp_path: Path) -> None:
         export_toy(tmp_path / "k.so", allow_unverified=False)
 
 
-def test_inspect_names_the_architectures() -> None:
-    manifest: dict[str, Any] = json.loads(exported().with_suffix(".json").read_text())
-    assert manifest["archs"] == ["sm_90a"]
-    assert not manifest["verified"]
+def test_inspect_names_the_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ops._OPERATORS, "ragged", RAGGED)
+    text = CliRunner().invoke(inspect_command, [str(exported())]).output
+    for words in ("cuda sm_90a", "GPU code for  sm_90a", "ragged_gpu"):
+        assert " ".join(words.split()) in " ".join(text.split())
