@@ -56,9 +56,9 @@ def exported(arch: str = "sm_90a", also: tuple[str, ...] = ()) -> Path:
         return export_toy(path, problems[: 2 - len(also)], Target.parse(f"cuda:{arch}"), also)
 
 
-def load_lines(*paths: Path, driver: bool = True, **environment: object) -> str:
+def load_lines(*paths: Path, **environment: object) -> str:
     code = LOAD.format(paths=[str(path) for path in paths])
-    return "\n".join(run_script(code, fake_driver() if driver else None, **environment))
+    return "\n".join(run_script(code, fake_driver(), **environment))
 
 
 def call_lines(path: Path, more: str, factor: float = 2.0, **environment: object) -> list[str]:
@@ -83,7 +83,7 @@ def test_load_says_what_the_machine_lacks(environment: dict[str, int], message: 
 
 
 def test_no_driver() -> None:
-    text = load_lines(exported(), driver=False)
+    (text,) = run_script(LOAD.format(paths=[str(exported())]), None)
     assert "sm_90a0.so needs an NVIDIA driver: libcuda.so.1 cannot be opened; compile for" in text
     assert read_manifest(exported()).archs == ("sm_90a",), "it can be inspected all the same"
 
@@ -92,8 +92,8 @@ def test_an_old_driver(tmp_path: Path) -> None:
     """One that lacks a function."""
     source = tmp_path / "old.c"
     source.write_text("int cuInit(unsigned flags) { return flags; }\n")
-    flags = ["-shared", "-fPIC", "-o", tmp_path / "libcuda.so.1"]
-    subprocess.run(["gcc", source, *flags], check=True)
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", library], check=True)
     (line,) = run_script(LOAD.format(paths=[str(exported())]), tmp_path)
     assert "a newer NVIDIA driver: this one has no cuDriverGetVersion" in line
 
@@ -173,4 +173,4 @@ call(99)
 
 def test_schedules_that_another_architecture_cannot_run(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"for sm_90a is none for sm_89.*cuda:sm_89 of its own"):
-        export_toy(tmp_path / "k.so", (Ragged(2, 64, factor=3.0),), also=("sm_89",))
+        export_toy(tmp_path / "k.so", (Ragged(2, 64, factor=3.0),), also=("sm_89",), ask=True)

@@ -209,7 +209,7 @@ def test_pieces_keep_tensors_aligned(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_nothing_unverified_leaves(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"cannot run the target.*allow_unverified"):
-        export_toy(tmp_path / "k.so", allow_unverified=False)
+        export_toy(tmp_path / "k.so", target=Target.parse("cuda:sm_80"), ask=True)
 
 
 def test_inspect_names_the_architectures(monkeypatch: pytest.MonkeyPatch) -> None:

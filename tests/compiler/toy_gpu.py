@@ -171,16 +171,18 @@ def export_toy(
     problems: tuple[Ragged, ...] = PROBLEMS,
     target: Target = HOPPER,
     also: tuple[str, ...] = (),
-    allow_unverified: bool = True,
+    ask: bool = False,
 ) -> Path:
-    """Export a library of the operator, with whatever compiles the kernels' source."""
+    """Export a library of the operator, with whatever compiles the kernels' source.
+
+    ``ask``: as `compile` does it, which asks whether the kernels were verified.
+    """
     registered()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ops._OPERATORS, "ragged", RAGGED)
-        if target.kind == "cpu":
-            return build(choose(problems, target, None, "latency", None), target).export(path)
-        library = compile(problems, target, allow_unverified=allow_unverified, also=also)
-        return library.export(path)
+        if ask:
+            return compile(problems, target, also=also).export(path)
+        return build(choose(problems, target, None, "latency", None), target, also).export(path)
 
 
 def expected(x: NDArray[Any], lengths: NDArray[Any], factor: float = 2.0) -> NDArray[Any]:
