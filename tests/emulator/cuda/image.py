@@ -18,7 +18,17 @@ from wattune.errors import BuildError
 DEVICE = Path(__file__).with_name("device")
 MARK = b"WTEMU\0\0\1"
 
-_FLAGS = ("-std=c++17", "-O1", "-fPIC", "-w", "-fno-strict-aliasing")
+# The driver answers the sanitisers' calls: what faults on a GPU, or is undefined there.
+_CHECKS = "alignment,bounds,signed-integer-overflow,shift-exponent"
+_FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-fPIC",
+    "-w",
+    "-fno-strict-aliasing",
+    f"-fsanitize={_CHECKS}",
+    "-fno-sanitize-recover=all",
+)
 
 
 @cache
@@ -50,7 +60,9 @@ def host_image(source: str) -> bytes:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             unit, made = Path(folder) / "kernels.cc", Path(folder) / "kernels.so"
             unit.write_text(text)
-            run([cpp_compiler(), *_FLAGS, "-shared", f"-I{DEVICE}", unit, "-o", made])
+            # Compiled and linked apart: no sanitiser's own library is wanted.
+            run([cpp_compiler(), *_FLAGS, "-c", f"-I{DEVICE}", unit, "-o", unit.with_suffix(".o")])
+            run([cpp_compiler(), "-shared", unit.with_suffix(".o"), "-o", made])
             data = made.read_bytes()
             beside = Path(folder) / "image"
             beside.write_bytes(MARK + struct.pack("<Q", len(data)) + data)

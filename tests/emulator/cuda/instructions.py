@@ -55,8 +55,8 @@ _ELEMENTS = {
     "u8": "emu::kU8",
     "e4m3": "emu::kE4m3",
     "e5m2": "emu::kE5m2",
-    "f16x2": "Half",
-    "bf16x2": "Bfloat",
+    "f16x2": "emu::Half",
+    "bf16x2": "emu::Bfloat",
 }
 _ATOMICS = ("add", "min", "max", "and", "or", "xor", "exch", "inc")
 _COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -87,7 +87,7 @@ INSTRUCTIONS: tuple[tuple[str, str], ...] = (
     ),
     (r"movmatrix\.sync\.aligned\.m8n8\.trans\.b16", "ptx::movmatrix(%*)"),
     (
-        r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col(?:\.satfinite)?\.(?:f32|s32)"
+        r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.(?:f32|s32)"
         r"\.(f16|bf16|tf32|s8|u8|e4m3|e5m2)\.(f16|bf16|tf32|s8|u8|e4m3|e5m2)\.(?:f32|s32)",
         "ptx::mma<$1, #2, #3>(%*)",
     ),
@@ -216,6 +216,8 @@ INSTRUCTIONS: tuple[tuple[str, str], ...] = (
     (r"cvt\.rzi(?:\.ftz)?\.(s32|u32)\.f32", "put(%0, (@1)as<float>(%1))"),
     (r"cvt\.rn\.f32\.([us]\d+)", "put(%0, (float)(@1)(%1))"),
     (r"cvt\.([us]\d+)\.([us]\d+)", "put(%0, (@1)(@2)(%1))"),
+    (r"mov\.b(?:32|64|128)\.from_parts", "ptx::join(%*)"),
+    (r"mov\.b(?:32|64|128)\.to_parts", "ptx::part(%*)"),
     (r"mov\.[busf]\d+|mov\.pred", "ptx::mov(%*)"),
 )
 
@@ -227,6 +229,9 @@ _OURS = re.compile(r"(?<![\w:])(put|as|lop3|prmt|shf_left|shf_right|pack|saturat
 def render(opcode: str, operands: Sequence[Operand], text: str) -> str:
     """Return C++ for one instruction, without a semicolon."""
     flat = [expression for operand in operands for expression in operand]
+    # The parts of a mov stand in its operands alone.
+    if opcode.startswith("mov.") and len(flat) > 2:
+        opcode += ".from_parts" if len(operands[0]) == 1 else ".to_parts"
     for pattern, code in _TABLE:
         if match := pattern.fullmatch(opcode):
             return _fill(_OURS.sub(r"ptx::\1", code), match, flat)

@@ -11,6 +11,11 @@ _INCLUDE = re.compile(r"^\s*#\s*include\s*<(?:cuda|cooperative_groups|mma)[\w/]*
 _ALIGN = r"(?:(?:alignas|__align__)\((\d+)\)\s*)?"
 _DYNAMIC = re.compile(rf"extern\s+__shared__\s+{_ALIGN}([\w ]+?)\s+(\w+)\s*\[\s*\];")
 _STATIC = re.compile(rf"__shared__\s+{_ALIGN}([\w ]+?)\s+(\w+)\s*\[([^\]]*)\];")
+# Statements that all lanes of a warp must execute together.
+_ALIGNED = re.compile(
+    r"^\s+(?=tvm_builtin_(?:cuda_cta_sync|ptx_(?:mma|ldmatrix|stmatrix|movmatrix|bar|barrier)_\w*)\()",
+    re.M,
+)
 _KERNEL = re.compile(
     r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)\s*\{'
 )
@@ -19,7 +24,8 @@ _KERNEL = re.compile(
 def to_host(source: str) -> str:
     """Return the whole translation unit for the CPU."""
     entries = [_entry(name, parameters) for name, parameters in _KERNEL.findall(source)]
-    text = replace_asm(_INCLUDE.sub("", source))
+    text = _ALIGNED.sub(r"\g<0>emu::self->site = __LINE__; ", _INCLUDE.sub("", source))
+    text = replace_asm(text)
     arrays = count()
     text = _DYNAMIC.sub(
         lambda m: f"{m[2]}* {m[3]} = ({m[2]}*)emu::shared_dynamic({m[1] or 16});", text

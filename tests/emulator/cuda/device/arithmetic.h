@@ -117,7 +117,7 @@ template <class C>
 inline emu::Small<C> __hmul(emu::Small<C> a, emu::Small<C> b) { return a * b; }
 template <class C>
 inline emu::Small<C> __hfma(emu::Small<C> a, emu::Small<C> b, emu::Small<C> c) {
-  return (float)((double)(float)a * (float)b + (float)c);
+  return emu::round_to_odd((double)(float)a * (float)b + (float)c);
 }
 template <class C>
 inline emu::Small<C> __habs(emu::Small<C> a) { return fabsf((float)a); }

@@ -2,28 +2,25 @@
 //
 // One device, one context; work is done when it is asked for, on whatever stream. Images are what
 // image.py makes: a mark, the size and a shared object.
+#include "driver.h"
+
 #include <dlfcn.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-#include <functional>
 #include <map>
-#include <mutex>
 #include <string>
 #include <vector>
 
-#include "threads.h"
 #include "memory.h"
+#include "threads.h"
 
 using emu::Launch;
 
 namespace {
 
-enum { kInvalidValue = 1, kOutOfMemory = 2, kNoBinary = 209, kNotFound = 500 };
 enum { kMaxThreads = 1024, kMaxGridYZ = 65535, kSharedWithoutAsking = 48 << 10 };
 
 struct Attribute {
@@ -47,6 +44,7 @@ struct Function {
   const int *sizes;  // of the parameters in bytes; -1 ends them
   std::string name;
   unsigned max_shared = kSharedWithoutAsking;
+  unsigned launches = 0;
 };
 
 struct Module {
@@ -54,41 +52,9 @@ struct Module {
   std::map<std::string, Function> functions;
 };
 
-struct Stream {
-  std::vector<std::function<int()>> *captured = nullptr;
-};
-
-struct Graph {
-  std::vector<std::function<int()>> steps;
-};
-
 int context_mark;
 thread_local std::vector<void *> contexts;
 thread_local char last_words[1024];
-std::recursive_mutex device;
-Stream default_stream;
-
-int failed(int status, const char *words) {
-  snprintf(last_words, sizeof(last_words), "%s", words);
-  return status;
-}
-
-Stream *stream_of(void *handle) {
-  // 1 and 2 are the names of the default streams.
-  return (uintptr_t)handle <= 2 ? &default_stream : (Stream *)handle;
-}
-
-// Does something now, or keeps it for the graph that the stream records.
-int submit(void *handle, std::function<int()> work) {
-  Stream *stream = stream_of(handle);
-  if (stream->captured) {
-    stream->captured->push_back(std::move(work));
-    return 0;
-  }
-  std::lock_guard<std::recursive_mutex> lock(device);
-  return work();
-}
-
 int launch(const Config &config, Function *function, const std::vector<std::string> &values,
            bool programmatic) {
   std::vector<void *> arguments;
@@ -98,21 +64,22 @@ int launch(const Config &config, Function *function, const std::vector<std::stri
               {config.grid[0], config.grid[1], config.grid[2]},
               {config.block[0], config.block[1], config.block[2]},
               config.shared,
-              programmatic};
+              programmatic,
+              (function->launches++ & 1) != 0};
   char text[768], words[1024];
   emu::Status status = emu::run(l, text, sizeof(text));
   if (!status) return 0;
   snprintf(words, sizeof(words), "%s: %s", function->name.c_str(), text);
-  return failed(status, words);
+  return emu::failed(status, words);
 }
 
 const char *name_of(int status) {
   switch (status) {
     case 0: return "CUDA_SUCCESS";
-    case kInvalidValue: return "CUDA_ERROR_INVALID_VALUE";
-    case kOutOfMemory: return "CUDA_ERROR_OUT_OF_MEMORY";
-    case kNoBinary: return "CUDA_ERROR_NO_BINARY_FOR_GPU";
-    case kNotFound: return "CUDA_ERROR_NOT_FOUND";
+    case emu::kInvalidValue: return "CUDA_ERROR_INVALID_VALUE";
+    case emu::kOutOfMemory: return "CUDA_ERROR_OUT_OF_MEMORY";
+    case emu::kNoBinary: return "CUDA_ERROR_NO_BINARY_FOR_GPU";
+    case emu::kNotFound: return "CUDA_ERROR_NOT_FOUND";
     case emu::kIllegalAddress: return "CUDA_ERROR_ILLEGAL_ADDRESS";
     case emu::kMisaligned: return "CUDA_ERROR_MISALIGNED_ADDRESS";
     case emu::kLaunchFailed: return "CUDA_ERROR_LAUNCH_FAILED";
@@ -122,9 +89,17 @@ const char *name_of(int status) {
 
 }  // namespace
 
+int emu::failed(int status, const char *words) {
+  snprintf(last_words, sizeof(last_words), "%s", words);
+  return status;
+}
+
+using namespace emu;
+
 extern "C" {
 
-int emu_reverse(int on) { return emu::reversed = on; }
+// Each launch of a kernel runs in the order opposite to its last; this turns all round.
+void emu_reverse(int on) { emu::reversed = on; }
 
 int cuInit(unsigned) {
   // Images find the emulator's functions here, whoever opened it.
@@ -285,101 +260,10 @@ int cuLaunchKernelEx(const Config *config, void *handle, void **parameters, void
   return submit(config->stream, [=] { return launch(copy, function, values, programmatic); });
 }
 
-int cuMemAlloc_v2(void **pointer, size_t bytes) {
-  *pointer = emu::device_allocate(bytes);
-  return *pointer ? 0 : failed(kOutOfMemory, "out of memory");
-}
-int cuMemFree_v2(void *pointer) {
-  const char *words = emu::device_free(pointer);
-  return words ? failed(kInvalidValue, words) : 0;
-}
-int cuMemGetInfo_v2(size_t *free, size_t *total) {
-  *free = *total = (size_t)141 << 30;
-  return 0;
-}
-int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
-  return submit(stream, [=] { return memcpy(to, from, bytes), 0; });
-}
-int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
-  return cuMemcpyHtoDAsync_v2(to, from, bytes, stream);
-}
-int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
-  return cuMemcpyHtoDAsync_v2(to, from, bytes, stream);
-}
-int cuMemcpyHtoD_v2(void *to, const void *from, size_t bytes) {
-  return cuMemcpyHtoDAsync_v2(to, from, bytes, nullptr);
-}
-int cuMemcpyDtoH_v2(void *to, const void *from, size_t bytes) {
-  return cuMemcpyHtoDAsync_v2(to, from, bytes, nullptr);
-}
-int cuMemcpyDtoD_v2(void *to, const void *from, size_t bytes) {
-  return cuMemcpyHtoDAsync_v2(to, from, bytes, nullptr);
-}
-int cuMemsetD8Async(void *to, unsigned char value, size_t count, void *stream) {
-  return submit(stream, [=] { return memset(to, value, count), 0; });
-}
-int cuMemsetD8_v2(void *to, unsigned char value, size_t count) {
-  return cuMemsetD8Async(to, value, count, nullptr);
-}
-int cuMemsetD32Async(unsigned *to, unsigned value, size_t count, void *stream) {
-  return submit(stream, [=] {
-    for (size_t i = 0; i < count; ++i) to[i] = value;
-    return 0;
-  });
-}
-
-int cuStreamCreate(void **stream, unsigned) { return *stream = new Stream(), 0; }
-int cuStreamDestroy_v2(void *stream) { return delete (Stream *)stream, 0; }
-int cuStreamSynchronize(void *stream) {
-  return stream_of(stream)->captured ? failed(900, "the stream is recording a graph") : 0;
-}
-int cuStreamWaitEvent(void *, void *, unsigned) { return 0; }
-
-int cuStreamBeginCapture_v2(void *stream, int) {
-  if (stream_of(stream) == &default_stream) return failed(900, "the default stream records nothing");
-  stream_of(stream)->captured = new std::vector<std::function<int()>>();
-  return 0;
-}
-int cuStreamEndCapture(void *handle, void **graph) {
-  Stream *stream = stream_of(handle);
-  if (!stream->captured) return failed(901, "the stream records nothing");
-  *graph = new Graph{std::move(*stream->captured)};
-  delete stream->captured;
-  stream->captured = nullptr;
-  return 0;
-}
-int cuStreamIsCapturing(void *stream, int *answer) {
-  *answer = stream_of(stream)->captured != nullptr;
-  return 0;
-}
-int cuGraphInstantiateWithFlags(void **made, void *graph, unsigned long long) {
-  *made = new Graph(*(Graph *)graph);
-  return 0;
-}
-int cuGraphLaunch(void *graph, void *stream) {
-  for (const auto &step : ((Graph *)graph)->steps)
-    if (int status = submit(stream, step)) return status;
-  return 0;
-}
-int cuGraphDestroy(void *graph) { return delete (Graph *)graph, 0; }
-int cuGraphExecDestroy(void *graph) { return delete (Graph *)graph, 0; }
-int cuGraphUpload(void *, void *) { return 0; }
-
-// Events hold the host's time: work is over when it is recorded.
-int cuEventCreate(void **event, unsigned) { return *event = calloc(1, sizeof(timespec)), 0; }
-int cuEventDestroy_v2(void *event) { return free(event), 0; }
-int cuEventRecord(void *event, void *stream) {
-  return submit(stream, [=] { return clock_gettime(CLOCK_MONOTONIC, (timespec *)event); });
-}
-int cuEventSynchronize(void *) { return 0; }
-int cuEventQuery(void *) { return 0; }
-int cuEventElapsedTime(float *milliseconds, void *from, void *to) {
-  const timespec &a = *(timespec *)from, &b = *(timespec *)to;
-  *milliseconds = (float)((b.tv_sec - a.tv_sec) * 1e3 + (b.tv_nsec - a.tv_nsec) * 1e-6);
-  return 0;
-}
-int cuEventElapsedTime_v2(float *milliseconds, void *from, void *to) {
-  return cuEventElapsedTime(milliseconds, from, to);
+int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                   unsigned bz, unsigned shared, void *stream, void **parameters, void **extra) {
+  Config config = {{gx, gy, gz}, {bx, by, bz}, shared, stream, nullptr, 0};
+  return cuLaunchKernelEx(&config, function, parameters, extra);
 }
 
 }  // extern "C"

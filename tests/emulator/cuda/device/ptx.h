@@ -228,6 +228,24 @@ template <class D, class A>
 inline void mov(D &d, const A &a) {
   put(d, a);
 }
+// mov between a register and its parts, the lowest first.
+template <class D, class... In>
+inline void join(D &d, const In &...in) {
+  constexpr size_t each = sizeof(D) / sizeof...(In);
+  char *at = (char *)&d;
+  ((memcpy(at, &in, each), at += each), ...);
+}
+template <class... All>
+inline void part(All &...all) {
+  constexpr int n = sizeof...(All) - 1;
+  const void *from = nullptr;
+  void *to[] = {(void *)&all...};
+  size_t size = 0;
+  ((from = &all, size = sizeof(all)), ...);
+  char bytes[16];
+  memcpy(bytes, from, size);
+  for (int i = 0; i < n; ++i) memcpy(to[i], bytes + i * (size / n), size / n);
+}
 inline uint32_t lop3(uint32_t a, uint32_t b, uint32_t c, int table) {
   uint32_t r = 0;
   for (int i = 0; i < 8; ++i)
@@ -260,7 +278,7 @@ inline uint32_t pairwise(F f, uint32_t a, uint32_t b = 0, uint32_t c = 0) {
   auto at = [](uint32_t v, int i) { return (double)Code::to(v >> 16 * i & 0xffff); };
   uint32_t r = 0;
   for (int i = 0; i < 2; ++i)
-    r |= (uint32_t)Code::from((float)f(at(a, i), at(b, i), at(c, i))) << 16 * i;
+    r |= (uint32_t)Code::from(emu::round_to_odd(f(at(a, i), at(b, i), at(c, i)))) << 16 * i;
   return r;
 }
 inline double add(double a, double b, double) { return a + b; }

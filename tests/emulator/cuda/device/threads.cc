@@ -1,16 +1,14 @@
-// The scheduler of fibres, rendezvous of warps and blocks, and faults turned into statuses.
+// The scheduler of fibres, and rendezvous of warps and blocks.
 #include "threads.h"
 
-#include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 
 #include <memory>
 
+#include "faults.h"
 #include "memory.h"
 
 #ifndef __x86_64__
@@ -21,11 +19,12 @@ namespace emu {
 
 Thread *self;
 Grid grid;
-int reversed;
+bool reversed;
 bool waited_for_grid;
 
 struct Meeting {
   uint32_t generation, arrived, mask;
+  int site;
   const char *name;
   Operation op;
   const void *in[kWarp];
@@ -39,13 +38,17 @@ struct Warp {
 
 namespace {
 
-constexpr size_t kStack = 128 << 10, kPage = 4096;
 constexpr unsigned kThreads = 1024, kBarriers = 16;
-constexpr int kPatience = 100000;
+constexpr int kPatience = 10000;  // rounds in which threads only poll
+constexpr const char *kBarrierNames[kBarriers] = {
+    "barrier 0",  "barrier 1",  "barrier 2",  "barrier 3", "barrier 4",  "barrier 5",
+    "barrier 6",  "barrier 7",  "barrier 8",  "barrier 9", "barrier 10", "barrier 11",
+    "barrier 12", "barrier 13", "barrier 14", "barrier 15"};
 
 struct Barrier {
   uint32_t generation;
   unsigned arrived, expected, votes, result[2];
+  int sites[kThreads / kWarp];  // where each warp is
 };
 
 Thread threads[kThreads];
@@ -54,8 +57,6 @@ Barrier barriers[kBarriers];
 unsigned num_threads, alive;
 void *scheduler;
 Launch running;
-Status status, fault;
-char message[768], fault_text[256];
 char *stacks;
 
 extern "C" void emu_switch(void **save, void *load);
@@ -96,6 +97,7 @@ bool is_complete(const Barrier &b) {
 void complete(Barrier *b) {
   b->result[b->generation & 1] = b->votes;
   b->arrived = b->votes = b->expected = 0;
+  memset(b->sites, 0, sizeof(b->sites));
   ++b->generation;
 }
 
@@ -128,6 +130,7 @@ void prepare(Thread *t, unsigned number) {
   t->warp->alive |= 1u << t->lane;
   t->cell = nullptr;
   t->done = t->polled = false;
+  t->site = 0;
   t->open.clear();
   t->groups.clear();
   const dim3 &n = grid.threads;
@@ -163,8 +166,8 @@ void fail_deadlock(const char *what) {
     used += snprintf(text + used, sizeof(text) - used, "%sthread %u at %s", used ? ", " : "", i,
                      t.where);
   }
-  status = kLaunchFailed;
-  snprintf(message, sizeof(message), "%s: %s", what, text);
+  failure.status = kLaunchFailed;
+  snprintf(failure.text, sizeof(failure.text), "%s: %s", what, text);
 }
 
 void run_block(bool backwards) {
@@ -193,7 +196,7 @@ void run_block(bool backwards) {
             again = moved = true;
           else
             polled = true;
-          if (status) return;
+          if (failure.status) return;
         }
       }
     }
@@ -206,53 +209,6 @@ void run_block(bool backwards) {
   }
 }
 
-// After a fault: the stack is given up, the thread goes on here.
-void landed() { fail_as(fault, "%s", fault_text); }
-
-void on_signal(int number, siginfo_t *info, void *data) {
-  if (!self) {  // not a kernel's: what would have happened without us
-    signal(number, SIG_DFL);
-    return;
-  }
-  auto *context = (ucontext_t *)data;
-  char *address = (char *)info->si_addr, *low = self->stack_end - kStack;
-  fault = kIllegalAddress;
-  if (number == SIGFPE) {
-    fault = kLaunchFailed;
-    snprintf(fault_text, sizeof(fault_text), "an integer is divided by zero");
-  } else if (address >= low && address < low + kPage) {
-    snprintf(fault_text, sizeof(fault_text), "the stack of a thread is full");
-  } else {
-    snprintf(fault_text, sizeof(fault_text), "illegal access: %s", describe_address(address));
-  }
-  context->uc_mcontext.gregs[REG_RSP] = (greg_t)(self->stack_end - 8);
-  context->uc_mcontext.gregs[REG_RIP] = (greg_t)landed;
-}
-
-constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE};
-
-// Catches faults while it lives, on a stack of its own: that of a fibre may be what is full.
-struct Watch {
-  struct sigaction before[3];
-  stack_t stack_before;
-  static char stack[64 << 10];
-  Watch() {
-    stack_t mine = {};
-    mine.ss_sp = stack;
-    mine.ss_size = sizeof(stack);
-    sigaltstack(&mine, &stack_before);
-    struct sigaction action = {};
-    action.sa_sigaction = on_signal;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &action, &before[i]);
-  }
-  ~Watch() {
-    for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &before[i], nullptr);
-    sigaltstack(&stack_before, nullptr);
-  }
-};
-char Watch::stack[64 << 10];
-
 void map_stacks() {
   if (stacks) return;
   void *made = mmap(nullptr, kThreads * kStack, PROT_READ | PROT_WRITE,
@@ -262,32 +218,9 @@ void map_stacks() {
   for (unsigned i = 0; i < kThreads; ++i) mprotect(stacks + i * kStack, kPage, PROT_NONE);
 }
 
-void fail_text(Status code, const char *format, va_list values) {
-  vsnprintf(message, sizeof(message) / 2, format, values);
-  size_t used = strlen(message);
-  if (self)
-    snprintf(message + used, sizeof(message) - used, " (thread %d of block %u,%u,%u)", self->number,
-             grid.index.x, grid.index.y, grid.index.z);
-  status = code;
-}
-
 }  // namespace
 
-void fail_as(Status code, const char *format, ...) {
-  va_list values;
-  va_start(values, format);
-  fail_text(code, format, values);
-  va_end(values);
-  self->done = true;
-  suspend();
-  abort();
-}
-
-void fail(const char *format, ...) {
-  va_list values;
-  va_start(values, format);
-  fail_text(kLaunchFailed, format, values);
-  va_end(values);
+void abandon() {
   self->done = true;
   suspend();
   abort();
@@ -308,6 +241,14 @@ void poll(const char *where) {
   suspend();
 }
 
+// All lanes of a warp are at the same statement, as far as statements are known.
+static void check_site(int *site, const char *name) {
+  if (*site && self->site && *site != self->site)
+    fail("lanes of a warp diverge: they are at %s in lines %d and %d", name, *site, self->site);
+  *site = self->site;
+  self->site = 0;
+}
+
 void meet(const char *name, uint32_t mask, const void *in, void *out, Operation op) {
   Warp *warp = self->warp;
   if (!(mask >> self->lane & 1)) fail("%s: the mask %08x is without lane %d", name, mask, self->lane);
@@ -318,11 +259,13 @@ void meet(const char *name, uint32_t mask, const void *in, void *out, Operation 
     m->mask = mask;
     m->name = name;
     m->op = op;
+    m->site = 0;
     for (int i = 0; i < kWarp; ++i) m->in[i] = nullptr, m->out[i] = nullptr;
-  } else if (m->mask != mask || m->op != op) {
+  } else if (m->mask != mask || strcmp(m->name, name) != 0) {
     fail("lanes of a warp diverge: %s with mask %08x, others at %s with %08x", name, mask, m->name,
          m->mask);
   }
+  check_site(&m->site, name);
   m->arrived |= 1u << self->lane;
   m->in[self->lane] = in;
   m->out[self->lane] = out;
@@ -346,6 +289,7 @@ static Barrier *arrive(unsigned id, unsigned count, bool vote) {
     fail("barrier %u is for %u threads and for %u", id, b->expected, count);
   b->expected = count;
   b->votes += vote;
+  check_site(&b->sites[self->number / kWarp], kBarrierNames[id]);
   if (++b->arrived > (count ? count : alive)) fail("barrier %u: too many threads", id);
   return b;
 }
@@ -356,7 +300,7 @@ unsigned barrier(unsigned id, unsigned count, bool vote) {
   if (is_complete(*b))
     complete(b);
   else
-    wait_while(&b->generation, generation, "a barrier");
+    wait_while(&b->generation, generation, kBarrierNames[id]);
   return b->result[generation & 1];
 }
 
@@ -365,35 +309,37 @@ void barrier_arrive(unsigned id, unsigned count) {
   if (is_complete(*b)) complete(b);
 }
 
+// What a block or a whole launch did wrong that no instruction shows.
+void fail_after(Status status, const char *words) {
+  failure.status = status;
+  snprintf(failure.text, sizeof(failure.text), "%s (block %u,%u,%u)", words, grid.index.x,
+           grid.index.y, grid.index.z);
+}
+
 Status run(const Launch &launch, char *text, size_t size) {
   map_stacks();
   running = launch;
-  status = kSuccess;
-  message[0] = 0;
+  failure = {kSuccess, ""};
   waited_for_grid = false;
   grid.blocks = launch.blocks;
   grid.threads = launch.threads;
   const dim3 &n = launch.blocks;
   uint64_t total = (uint64_t)n.x * n.y * n.z;
+  bool backwards = launch.backwards != reversed;
   Watch watch;
-  for (uint64_t i = 0; i < total && !status; ++i) {
-    uint64_t b = reversed ? total - 1 - i : i;
+  for (uint64_t i = 0; i < total && !failure.status; ++i) {
+    uint64_t b = backwards ? total - 1 - i : i;
     grid.index = {(unsigned)(b % n.x), (unsigned)(b / n.x % n.y), (unsigned)(b / n.x / n.y)};
     shared_begin(launch.shared);
     // Neighbours run in opposite orders, so that one launch tries both.
-    run_block((b & 1) != (unsigned)reversed);
-    if (const char *damage = status ? nullptr : shared_damage()) {
-      status = kIllegalAddress;
-      snprintf(message, sizeof(message), "%s (block %u,%u,%u)", damage, grid.index.x, grid.index.y,
-               grid.index.z);
-    }
+    run_block((b & 1) != (unsigned)backwards);
+    if (failure.status) break;
+    if (const char *damage = shared_damage()) fail_after(kIllegalAddress, damage);
   }
-  if (!status && launch.programmatic && !waited_for_grid) {
-    status = kLaunchFailed;
-    snprintf(message, sizeof(message), "launched to overlap, but no griddepcontrol.wait ran");
-  }
-  snprintf(text, size, "%s", message);
-  return status;
+  if (!failure.status && launch.programmatic && !waited_for_grid)
+    fail_after(kLaunchFailed, "launched to overlap, but no griddepcontrol.wait ran");
+  snprintf(text, size, "%s", failure.text);
+  return failure.status;
 }
 
 }  // namespace emu

@@ -31,6 +31,7 @@ struct Thread {
   const char *where;
   bool done, polled;
   int lane, number;
+  int site;  // the line of an instruction of whole warps, 0 where it is not known
   Warp *warp;
   uint3 index;
   std::vector<Copy> open;  // copies of the group that is not committed
@@ -49,6 +50,9 @@ extern Grid grid;
 [[noreturn]] void fail_as(Status status, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 [[noreturn]] void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+// Gives the current thread up, after a failure.
+[[noreturn]] void abandon();
 
 // Lets other threads run until *cell differs from `seen`; `where` is what a deadlock shows.
 void wait_while(const uint32_t *cell, uint32_t seen, const char *where);
@@ -82,13 +86,14 @@ struct Launch {
   dim3 blocks, threads;
   unsigned shared;
   bool programmatic;
+  bool backwards;  // blocks, and in each block warps and lanes
 };
 
 // Runs all blocks one after the other. `text` gets the sentence of a failure.
 Status run(const Launch &launch, char *text, size_t size);
 
-// Other orders of the same: warps, lanes and blocks backwards.
-extern int reversed;
+// Turns the order of every launch round.
+extern bool reversed;
 
 // The kernel waited for the one before it (griddepcontrol.wait).
 extern bool waited_for_grid;

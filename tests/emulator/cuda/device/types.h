@@ -74,6 +74,16 @@ struct Bfloat {
   }
 };
 
+// Rounds to a float with more bits than a half has, so that rounding it again rounds once: what is
+// lost leaves the last bit set.
+inline float round_to_odd(double value) {
+  float near = (float)value;
+  if ((double)near == value || !std::isfinite(near)) return near;
+  uint32_t code = bits<uint32_t>(near);
+  if (std::fabs((double)near) > std::fabs(value)) --code;
+  return bits<float>(code | 1);
+}
+
 // A float of 16 bits as CUDA has it: converts from and to all numbers, computes by rounding.
 template <class Code>
 struct Small {
