@@ -78,12 +78,15 @@ def gpu_kernel(
     threads: int,
     body: Callable[[Block], None],
     blocks: int = 0,
+    grid: str = "",
 ) -> Any:
     """Return a kernel of ``threads`` a block for `gpu_program`; ``body`` emits its statements.
 
     ``tensors`` maps names to dtypes (those of `Block.view` may differ), ``integers`` names what
     is passed by value. ``blocks``: how many of a block an SM must have room for, which caps the
-    registers of a thread; 0 leaves them to the compiler.
+    registers of a thread; 0 leaves them to the compiler. ``grid`` names the integer that is the
+    size of a grid of one axis, for bodies that multiply the block's number: with a bound instead,
+    TVM refuses products in 32 bits that the bound would overflow.
     """
     from tvm.script import tirx as T
     from tvm.script.ir_builder import IRBuilder
@@ -95,7 +98,10 @@ def gpu_kernel(
             pointers = {t: builder.arg(f"{t}_ptr", T.handle(kind)) for t, kind in tensors.items()}
             values = {n: builder.arg(n, T.int64()) for n in integers}
             T.device_entry()
-            x, y, z = T.cta_id(list(_GRID))
+            if grid:
+                x, y, z = T.cta_id([T.cast(values[grid], "int32")]), T.int32(0), T.int32(0)
+            else:
+                x, y, z = T.cta_id(list(_GRID))
             thread = T.thread_id([threads])
             room = (
                 T.attr({"tirx.launch_bounds_min_blocks_per_sm": blocks})

@@ -99,8 +99,8 @@ def copy_row(into: Expr, source: Expr, count: int, barrier: Expr) -> None:
 
 
 def load_once(into: Sequence[Expr], pointer: Expr) -> None:
-    """Load 4 words that nobody reads again, past L1 (ld.global.nc.v4, 16 bytes)."""
-    _emit("ld.global.nc.L1::no_allocate.v4.u32", *into, pointer)
+    """Load 2 or 4 words that nobody reads again, past L1 (ld.global.nc, up to 16 bytes)."""
+    _emit(f"ld.global.nc.L1::no_allocate.v{len(into)}.u32", *into, pointer)
 
 
 def load_shared_by_all(into: Sequence[Expr], pointer: Expr) -> None:
@@ -114,8 +114,8 @@ def load_word_shared_by_all(into: Expr, pointer: Expr) -> None:
 
 
 def store_wide(pointer: Expr, values: Sequence[Expr]) -> None:
-    """Store 4 words (st.global.v4, 16 bytes)."""
-    _emit("st.global.v4.u32", pointer, *values)
+    """Store 2 or 4 words (st.global, up to 16 bytes)."""
+    _emit(f"st.global.v{len(values)}.u32", pointer, *values)
 
 
 def store_wide_real(pointer: Expr, values: Sequence[Expr]) -> None:
@@ -209,6 +209,23 @@ def multiply_add_pairs(into: Expr, a: Expr, b: Expr, c: Expr, dtype: str) -> Non
     _emit(f"fma.rn.{SHORT[dtype]}x2", into, a, b, c)
 
 
+def lesser(into: Expr, a: Expr, b: Expr, dtype: str) -> None:
+    """Take the lesser of two fp32, or of each of two 16-bit floats; NaN gives way (min).
+
+    Nothing is flushed to zero.
+    """
+    _emit(f"min.{_floats(dtype)}", into, a, b)
+
+
+def greater(into: Expr, a: Expr, b: Expr, dtype: str) -> None:
+    """Take the greater ones, as `lesser` does (max)."""
+    _emit(f"max.{_floats(dtype)}", into, a, b)
+
+
+def _floats(dtype: str) -> str:
+    return f"{SHORT[dtype]}x2" if dtype in SHORT else "f32"
+
+
 def exp2(x: Expr) -> Expr:
     """Return 2^x to 2 units in the last place; 0 for -inf (ex2.approx)."""
     return T.exp2(x)
@@ -232,9 +249,24 @@ def across(value: Expr, distance: int) -> Expr:
     return T.tvm_warp_shuffle_xor(T.uint32(_ALL), value, distance, WARP, WARP)
 
 
+def from_below(value: Expr, distance: int) -> Expr:
+    """Return what the lane so far below holds; lanes without one get their own (shfl.up)."""
+    return T.tvm_warp_shuffle_up(T.uint32(_ALL), value, distance, WARP, WARP)
+
+
 def ballot(condition: Expr) -> Expr:
     """Return a word with a bit for each lane whose condition holds (vote.ballot)."""
     return T.cuda.ballot_sync(T.uint32(_ALL), T.cast(condition, "int32"))
+
+
+def lanes_below(lane: Expr) -> Expr:
+    """Return a word with the bits of all lanes below this one."""
+    return T.shift_left(T.uint32(1), T.cast(lane, "uint32")) - T.uint32(1)
+
+
+def ones(word: Expr) -> Expr:
+    """Return how many bits are set, an int32 (popc)."""
+    return T.cast(T.popcount(word), "int32")
 
 
 def first_lane(word: Expr) -> Expr:

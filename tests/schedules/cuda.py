@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,22 @@ def check_kernel(
     Both cases of `verify`: the bucket's upper end, and an odd size with ragged, empty and poisoned
     inputs in the least kind memory. ``knobs`` change the default schedule of ``template``.
     """
+    candidate = candidate_of(problem, target, template, knobs)
+    with emulated(candidate, monkeypatch) as library:
+        verify(Binder(seed, target.kind), problem, library, None, decided_sizes(candidate))
+
+
+@contextmanager
+def emulated(candidate: Candidate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
+    """Build a candidate for the emulator and open it."""
     driver.install()
     monkeypatch.setattr(nvcc, "compile_image", emulated_image)
-    candidate = candidate_of(problem, target, template, knobs)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.so"
         build_candidate(candidate, path)
         library = Library(str(path))
         try:
-            verify(Binder(seed, target.kind), problem, library, None, decided_sizes(candidate))
+            yield library
         finally:
             library.close()
 

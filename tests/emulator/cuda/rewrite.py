@@ -7,7 +7,9 @@ from itertools import count
 
 from tests.emulator.cuda.ptx import replace_asm
 
-_INCLUDE = re.compile(r"^\s*#\s*include\s*<(?:cuda|cooperative_groups|mma)[\w/]*(?:\.h)?>.*$", re.M)
+_INCLUDE = re.compile(
+    r"^\s*#\s*include\s*<(?:cuda|cooperative_groups|mma|math_constants)[\w/]*(?:\.h)?>.*$", re.M
+)
 _ALIGN = r"(?:(?:alignas|__align__)\((\d+)\)\s*)?"
 _DYNAMIC = re.compile(rf"extern\s+__shared__\s+{_ALIGN}([\w ]+?)\s+(\w+)\s*\[\s*\];")
 _STATIC = re.compile(rf"__shared__\s+{_ALIGN}([\w ]+?)\s+(\w+)\s*\[([^\]]*)\];")

@@ -23,6 +23,7 @@ min(A a, B b) {
   return (T)a < (T)b ? (T)a : (T)b;
 }
 
+#define CUDART_INF_F HUGE_VALF
 #define __expf expf
 #define __exp2f exp2f
 #define __exp10f exp10f

@@ -1,0 +1,110 @@
+"""What small templates share: kernels, one after the other, that take all of the arguments.
+
+A kernel gets every argument and run-time size by name and a grid of one axis; it uses what it
+needs, and the compiler drops the rest. In a kernel every tensor is one row of elements with 64-bit
+indices: caches may have more than 2^31.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from wattune.ops import operator
+from wattune.ops.operator import Argument
+from wattune.schedules.cuda.base import CudaTemplate
+from wattune.schedules.cuda.kernel import Block, gpu_kernel, passed
+from wattune.schedules.cuda.program import GpuProgram, Launch, gpu_program
+from wattune.schedules.program import Tensors
+from wattune.schedules.space import Value
+from wattune.schedules.target import Target
+
+Expr = Any
+Buffer = Any
+
+# What kernels call their number of thread blocks.
+_GRID = "grid_blocks"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a thread is: its block in the grid, its number in the block."""
+
+    block: Expr
+    thread: Expr
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel: ``emit(tensors, place)`` emits its statements.
+
+    ``blocks(sizes)`` returns the thread blocks of a launch from the run-time sizes by name;
+    ``threads`` are those of a block. So many blocks as ``resident`` must fit on an SM: the
+    assembler, not told, may give up loads in flight, or spill, for more of them.
+    """
+
+    threads: int
+    blocks: Callable[[Mapping[str, Expr]], Expr]
+    emit: Callable[[Tensors, Place], None]
+    resident: int = 1
+
+
+class PlainTemplate(CudaTemplate):
+    """A template of such kernels; a subclass adds ``space``, ``kernels`` and ``counts``."""
+
+    def lower(self, problem: Any, target: Target, values: Mapping[str, Value]) -> GpuProgram:
+        """Return the kernels and the host function that launches them."""
+        decided = self.sizes(problem, target, values)
+        arguments = operator(self.operator).arguments(problem)
+        kernels = self.kernels(problem, target, values)
+        names = {d for a in arguments for d in a.shape if isinstance(d, str)}
+        sizes = sorted(names - set(decided))
+        functions = {
+            name: gpu_kernel(
+                name,
+                {a.name: a.dtype for a in arguments},
+                (*sizes, _GRID),
+                kernel.threads,
+                partial(_emit, kernel, arguments),
+                kernel.resident,
+                _GRID,
+            )
+            for name, kernel in kernels.items()
+        }
+
+        def body(tensors: Tensors, launch: Launch) -> None:
+            for name, kernel in kernels.items():
+                blocks = kernel.blocks(tensors.sizes)
+                integers = {**tensors.sizes, _GRID: blocks}
+                given = passed(tensors, [a.name for a in arguments], **integers)
+                launch(name, (blocks,), kernel.threads, given)
+
+        return gpu_program(arguments, decided, functions, body)
+
+    @abstractmethod
+    def kernels(
+        self, problem: Any, target: Target, values: Mapping[str, Value]
+    ) -> dict[str, Kernel]:
+        """Return the kernels by name, in the order of their launches."""
+
+
+def _emit(kernel: Kernel, arguments: tuple[Argument, ...], block: Block) -> None:
+    buffers = {a.name: block.view(a.name, a.dtype) for a in arguments}
+    kernel.emit(Tensors(buffers, block.integers), Place(block.x, block.thread))
+
+
+def view(buffer: Buffer, dtype: str) -> Buffer:
+    """View a tensor's memory as a row of another dtype."""
+    from tvm.script import tirx as T
+
+    return T.decl_buffer(buffer.shape, dtype, data=buffer.data)
+
+
+def ceildiv(value: Expr, divisor: Expr) -> Expr:
+    """Return the quotient of integers >= 0, rounded up."""
+    from tvm.script import tirx as T
+
+    return T.truncdiv(value + divisor - 1, divisor)
