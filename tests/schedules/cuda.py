@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.emulator.cuda import driver
 from tests.emulator.cuda.image import host_image
@@ -16,7 +18,7 @@ from wattune.compiler.build import build_candidate, decided_sizes
 from wattune.compiler.cuda import nvcc
 from wattune.compiler.measure.cases import Binder
 from wattune.compiler.measure.ffi import Library
-from wattune.compiler.measure.verify import verify
+from wattune.compiler.measure.verify import check, verify
 from wattune.ops import Problem
 from wattune.schedules.candidate import Candidate, Schedule
 from wattune.schedules.space import Value
@@ -48,6 +50,25 @@ def check_kernel(
     candidate = candidate_of(problem, target, template, knobs)
     with emulated(candidate, monkeypatch) as library:
         verify(Binder(seed, target.kind), problem, library, None, decided_sizes(candidate))
+
+
+def check_other_sizes(problem: Problem, monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
+    """Build the default candidate and check it at sizes other than its bucket's, on hard inputs."""
+    candidate = candidate_of(problem, HOPPER, "", {})
+    other = dataclasses.replace(problem, **sizes)
+    with emulated(candidate, monkeypatch) as library:
+        binder = Binder(0, HOPPER.kind)
+        check(binder.bind(other, None, decided_sizes(candidate), tight=True), library, binder.place)
+
+
+def check_samples(problem: Problem, monkeypatch: pytest.MonkeyPatch, count: int = 3) -> None:
+    """Check some points of the default template's space."""
+    space = templates_for(problem, HOPPER)[0].space(problem, HOPPER)
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        values = space.sample(rng)
+        assert values is not None
+        check_kernel(problem, monkeypatch, **values)  # type: ignore[arg-type]
 
 
 @contextmanager

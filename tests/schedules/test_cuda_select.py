@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-from tests.schedules.cuda import check_kernel
+from tests.schedules.cuda import check_kernel, check_other_sizes, check_samples
+from tests.schedules.hard_rows import hard_rows
 
-from wattune.ops import SelectBlocks
+from wattune.ops import SelectBlocks, operator
 
 BLOCKS: tuple[tuple[SelectBlocks, dict[str, Any]], ...] = (
     (SelectBlocks(5, 3000, 3, block_size=16, token_budget=320), {}),
@@ -27,3 +29,48 @@ def test_select_blocks(
     problem: SelectBlocks, knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_kernel(problem, monkeypatch, **knobs)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"token_budget": 40},
+        {"token_budget": 40, "sink_blocks": 3},
+        {"token_budget": 333, "local_blocks": 2},
+        {"token_budget": 30, "local_blocks": 2, "sink_blocks": 2, "forced": "inside"},
+        # Room for fewer than are chosen.
+        {"token_budget": 40, "sink_blocks": 3, "max_blocks": 20},
+        {"method": "threshold", "threshold": 0.3},
+    ],
+    ids=str,
+)
+def test_hard_rows(fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = hard_rows()
+    problem = SelectBlocks(len(rows), 333, 1, **{"block_size": 1, "local_blocks": 0, **fields})
+    kind = type(operator(problem.operator))
+    lengths = np.where(np.arange(len(rows)) < 6, 333, 171).astype(np.int32)
+    lengths[-1] = 0
+    inputs = {"scores": rows[:, None], "seq_lens": lengths}
+    monkeypatch.setattr(kind, "make_inputs", lambda *_: inputs)
+    check_kernel(problem, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        SelectBlocks(3, 300, 2, 20, block_size=4, method="fraction", fraction=0.1),
+        SelectBlocks(3, 300, 2, 20, block_size=4, method="threshold"),
+    ],
+    ids=str,
+)
+def test_contexts_beyond_the_bucket_and_fewer_requests(
+    problem: SelectBlocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # More blocks than are kept in shared memory.
+    check_other_sizes(problem, monkeypatch, context=9000, batch=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", [BLOCKS[0][0], BLOCKS[5][0]], ids=str)
+def test_sampled_schedules(problem: SelectBlocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_samples(problem, monkeypatch)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-from tests.schedules.cuda import AMPERE, check_kernel
+from tests.schedules.cuda import AMPERE, check_kernel, check_other_sizes, check_samples
 
-from wattune.ops import AttnGate, AttnGateCompress, BlockMinmax, BlockScore
+from wattune.ops import AttnGate, AttnGateCompress, BlockMinmax, BlockScore, operator
 
 Case = tuple[Any, dict[str, Any]]
 
@@ -23,7 +24,9 @@ SCORES: tuple[Case, ...] = (
     (BlockScore(3, 1300, 8, 2, 128), {}),
     (BlockScore(3, 300, 6, 2, 64, block_size=3, query_tokens=4, dtype="float16"), {"steps": 4}),
     (BlockScore(2, 70, 2, 2, 72, block_size=1, dtype="float32", scale=0.3), {"slots": 2}),
-    (BlockScore(2, 400, 3, 1, 192, block_size=4), {"threads": 128, "lanes": 2, "slots": 1}),
+    (BlockScore(2, 400, 3, 1, 192, block_size=4), {"threads": 128, "lanes": 4, "slots": 2}),
+    # Rows that the lanes of a team do not divide.
+    (BlockScore(2, 90, 4, 2, 136, block_size=4), {}),
 )
 GATES: tuple[Case, ...] = (
     (AttnGate(3, 1000, 8, 2, 64, block_size=4), {}),
@@ -49,10 +52,45 @@ def test_matches_the_reference(
     check_kernel(problem, monkeypatch, **knobs)
 
 
+def test_an_older_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_kernel(BlockMinmax(2, 40, 2, 16, block_size=8), monkeypatch, AMPERE)
+
+
 @pytest.mark.parametrize(
     "problem",
-    [BlockMinmax(2, 40, 2, 16, block_size=8), BlockScore(2, 90, 4, 2, 16, block_size=4)],
+    [
+        BlockMinmax(3, 40, 2, 16, block_size=8, query_tokens=0),
+        BlockScore(3, 90, 4, 2, 16, block_size=4),
+        AttnGate(3, 90, 4, 2, 16, 32, block_size=4),
+    ],
     ids=str,
 )
-def test_an_older_gpu(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_kernel(problem, monkeypatch, AMPERE)
+def test_contexts_beyond_the_bucket_and_fewer_requests(
+    problem: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_other_sizes(problem, monkeypatch, context=1500, batch=2)
+
+
+def test_bounds_are_keys_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = BlockMinmax(1, 64, 1, 64, block_size=64, query_tokens=0)
+
+    def tiny(self: Any, problem: Any, rng: np.random.Generator) -> dict[str, Any]:
+        inputs: dict[str, Any] = original(self, problem, rng)
+        # Numbers that arithmetic would flush to zero, of both signs.
+        bits = rng.integers(1, 128, inputs["k_cache"].shape, dtype=np.uint16)
+        signs = rng.integers(0, 2, bits.shape, dtype=np.uint16) << 15
+        inputs["k_cache"] = (bits | signs).view(inputs["k_cache"].dtype)
+        return inputs
+
+    kind = type(operator(problem.operator))
+    original: Any = kind.make_inputs
+    monkeypatch.setattr(kind, "make_inputs", tiny)
+    check_kernel(problem, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "problem", [BOUNDS[3][0], SCORES[1][0], GATES[0][0], COMPRESSIONS[1][0]], ids=str
+)
+def test_sampled_schedules(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_samples(problem, monkeypatch)

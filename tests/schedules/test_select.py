@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.schedules.attention import check, run, values_of
+from tests.schedules.hard_rows import hard_rows
 from tests.schedules.kernels import run_kernel
 
 from wattune.ops import SelectBlocks, SelectUnion, operator
@@ -56,20 +57,7 @@ def scored(rows: Any, lengths: list[int], **fields: Any) -> dict[str, Any]:
 
 
 def test_hard_rows() -> None:
-    rng = np.random.default_rng(0)
-    wide = np.full((12, 333), -np.inf, np.float32)
-    wide[0] = 1.5
-    wide[1] = np.nan
-    wide[2, 7::50] = 0.0
-    wide[3] = np.where(rng.random(333) < 0.5, 0.0, -0.0)
-    wide[4] = np.where(rng.random(333) < 0.1, np.inf, np.nan)
-    # Neighbouring floats, tiny and huge numbers of both signs.
-    wide[5] = (np.arange(333) - 166).astype(np.int32).view(np.float32)
-    wide[6] = rng.integers(0, 1 << 32, 333, dtype=np.uint32).view(np.float32)
-    wide[7] = np.float32(1) + np.arange(333, dtype=np.float32) * np.float32(2**-23)
-    wide[8] = -np.arange(333)
-    wide[9] = np.arange(333)
-    wide[10] = rng.integers(0, 3, 333)
+    wide = hard_rows()
     lengths = [333, 333, 333, 333, 333, 333, 333, 333, 333, 333, 333, 0]
     scored(wide, lengths, token_budget=40)
     halves = [length // 2 for length in lengths]

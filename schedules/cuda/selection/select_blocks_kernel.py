@@ -148,7 +148,11 @@ class Select:
         infinite = T.Select(
             excess < T.float32(0), T.uint32(KEY_OF_INFINITY - 1), T.uint32(NO_KEY_ABOVE)
         )
-        bound = T.Select(best[0] == T.uint32(KEY_OF_INFINITY), infinite, key_of(top + excess))
+        # top + excess in a register, so that the difference is of what was rounded.
+        ptx.put(total, 0, top + excess)
+        up = T.Select(total[0] - top > excess, T.uint32(1), T.uint32(0))
+        bound = T.bind(key_of(total[0]) - up)
+        bound = T.Select(best[0] == T.uint32(KEY_OF_INFINITY), infinite, bound)
         nothing = best[0] == T.uint32(KEY_OF_MINUS_INFINITY)
         return T.bind(T.Select(nothing, T.uint32(NO_KEY_ABOVE), bound))
 

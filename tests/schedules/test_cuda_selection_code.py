@@ -1,0 +1,69 @@
+"""Machine code of the defaults of selection and of appending to caches; nothing is run."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from tests.schedules.cuda import HOPPER, candidate_of
+
+from wattune.compiler.cuda import nvcc
+from wattune.compiler.cuda.source import device_source
+from wattune.compiler.tvm_setup import prepare_tvm
+from wattune.errors import MissingDependencyError
+from wattune.ops import (
+    AttnGate,
+    AttnGateCompress,
+    BlockMinmax,
+    BlockScore,
+    KVCacheAppend,
+    SelectBlocks,
+)
+from wattune.schedules.template import template_of
+
+ARCHS = ("sm_80", "sm_89", "sm_90a")
+# Problems of real models, and what of them is read or written 16 bytes at a time.
+PROBLEMS: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (KVCacheAppend(16, 32768, 8, 128, page_size=64), ("k_ptr", "k_cache_ptr", "v_cache_ptr")),
+    (BlockMinmax(16, 32768, 8, 128), ("k_cache_ptr", "k_min_ptr", "k_max_ptr")),
+    (BlockMinmax(1, 131072, 8, 128, 64, 0, layout="NHD", page_size=64), ("k_cache_ptr",)),
+    (BlockScore(16, 32768, 64, 8, 128), ("k_min_ptr", "k_max_ptr")),
+    (AttnGate(16, 32768, 64, 8, 128), ("wq_ptr", "k_compressed_ptr")),
+    (AttnGateCompress(16, 32768, 8, 128), ("wk_ptr", "k_remainder_ptr")),
+    (SelectBlocks(16, 32768, 8), ()),
+    (SelectBlocks(16, 131072, 8, block_size=16, method="fraction"), ()),
+    (SelectBlocks(16, 131072, 8, method="threshold"), ()),
+)
+
+
+def needs_nvcc() -> None:
+    try:
+        nvcc.nvcc()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+def source_of(problem: Any) -> str:
+    prepare_tvm()
+    candidate = candidate_of(problem, HOPPER, "", {})
+    program = template_of(candidate).lower(problem, HOPPER, candidate.schedule.values)
+    return device_source(program, HOPPER).text
+
+
+@pytest.mark.parametrize(("problem", "wide"), PROBLEMS, ids=str)
+def test_rows_are_read_16_bytes_at_a_time(problem: Any, wide: tuple[str, ...]) -> None:
+    text = source_of(problem)
+    for name in wide:
+        places = re.findall(rf"^.*\(\w+\*\){name}\)\[.*$", text, re.MULTILINE)
+        assert places
+        assert all(re.match(r"\s*tvm_builtin_ptx_(ld|st)_\w*v4_u32\(", line) for line in places)
+
+
+@pytest.mark.parametrize("problem", [problem for problem, _ in PROBLEMS], ids=str)
+def test_defaults_do_not_spill(problem: Any) -> None:
+    needs_nvcc()
+    image = nvcc.compile_image(source_of(problem), ARCHS)
+    assert {arch for _, arch in image.usage} == set(ARCHS)
+    for usage in image.usage.values():
+        assert usage.stack == usage.spill_stores == usage.spill_loads == 0
