@@ -28,6 +28,7 @@ _FLAGS = (
     "-fno-strict-aliasing",
     f"-fsanitize={_CHECKS}",
     "-fno-sanitize-recover=all",
+    "-fstack-clash-protection",
 )
 
 

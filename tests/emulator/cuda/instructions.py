@@ -15,6 +15,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from wattune.errors import BuildError
+
 Operand = tuple[str, ...]
 
 CPP_TYPES = {
@@ -234,7 +236,10 @@ def render(opcode: str, operands: Sequence[Operand], text: str) -> str:
         opcode += ".from_parts" if len(operands[0]) == 1 else ".to_parts"
     for pattern, code in _TABLE:
         if match := pattern.fullmatch(opcode):
-            return _fill(_OURS.sub(r"ptx::\1", code), match, flat)
+            try:
+                return _fill(_OURS.sub(r"ptx::\1", code), match, flat)
+            except IndexError:
+                raise BuildError(f"PTX instruction with too few operands: {text}") from None
     words = text.replace("\\", "").replace('"', "'")
     return f'emu::fail("PTX not emulated: %s", "{words}")'
 

@@ -12,7 +12,7 @@ _INCLUDE = re.compile(
 )
 _ALIGN = r"(?:(?:alignas|__align__)\((\d+)\)\s*)?"
 _DYNAMIC = re.compile(rf"extern\s+__shared__\s+{_ALIGN}([\w ]+?)\s+(\w+)\s*\[\s*\];")
-_STATIC = re.compile(rf"__shared__\s+{_ALIGN}([\w ]+?)\s+(\w+)\s*\[([^\]]*)\];")
+_STATIC = re.compile(rf"__shared__\s+{_ALIGN}([\w ]+?)\s+(\w+)\s*((?:\[[^\]]*\]\s*)*);")
 # Statements that all lanes of a warp must execute together.
 _ALIGNED = re.compile(
     r"^\s+(?=tvm_builtin_(?:cuda_cta_sync|ptx_(?:mma|ldmatrix|stmatrix|movmatrix|bar|barrier)_\w*)\()",
@@ -34,8 +34,8 @@ def to_host(source: str) -> str:
     )
     text = _STATIC.sub(
         lambda m: (
-            f"{m[2]}* {m[3]} = ({m[2]}*)emu::shared_array("
-            f"{next(arrays)}, sizeof({m[2]}) * ({m[4]}), {m[1] or 16});"
+            f"{m[2]} (&{m[3]}){m[4]} = *({m[2]} (*){m[4]})emu::shared_array("
+            f"{next(arrays)}, sizeof({m[3]}), {m[1] or 16});"
         ),
         text,
     )

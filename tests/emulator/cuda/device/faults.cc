@@ -16,7 +16,7 @@ Failure failure;
 namespace {
 
 constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGVTALRM};
-constexpr int kSeconds = 60;  // of computing; the slowest test takes a few
+int seconds = 60;  // a launch may compute; the slowest test takes a few
 
 // Faults are handled on a stack of their own: that of the thread may be what is full.
 char handler_stack[64 << 10];
@@ -24,8 +24,8 @@ pthread_t launching;
 Status fault;
 char fault_text[256];
 
-void limit_time(long seconds, long microseconds) {
-  itimerval limit = {{0, 0}, {seconds, microseconds}};
+void limit_time(long whole, long microseconds) {
+  itimerval limit = {{0, 0}, {whole, microseconds}};
   setitimer(ITIMER_VIRTUAL, &limit, nullptr);
 }
 
@@ -38,7 +38,7 @@ void describe(int number, const char *address) {
   if (number == SIGFPE) {
     snprintf(fault_text, sizeof(fault_text), "an integer is divided by zero");
   } else if (number == SIGVTALRM) {
-    snprintf(fault_text, sizeof(fault_text), "the launch computes for %d s", kSeconds);
+    snprintf(fault_text, sizeof(fault_text), "the launch computes for %d s", seconds);
   } else if (address >= low && address < low + kPage) {
     snprintf(fault_text, sizeof(fault_text), "the stack of a thread is full");
   } else {
@@ -81,7 +81,7 @@ Watch::Watch() {
   action.sa_sigaction = on_signal;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
   for (int i = 0; i < 4; ++i) sigaction(kSignals[i], &action, &before_[i]);
-  limit_time(kSeconds, 0);
+  limit_time(seconds, 0);
 }
 
 Watch::~Watch() {
@@ -108,8 +108,11 @@ void fail(const char *format, ...) {
 
 }  // namespace emu
 
-// What compilers call for -fsanitize, as far as image.py asks for it.
 extern "C" {
+
+void emu_time_limit(int limit) { emu::seconds = limit; }
+
+// What compilers call for -fsanitize, as far as image.py asks for it.
 
 struct Mismatch {
   const char *file;
@@ -125,7 +128,7 @@ void __ubsan_handle_type_mismatch_v1_abort(const Mismatch *data, const void *add
 }
 
 void __ubsan_handle_out_of_bounds_abort(const void *, uint64_t index) {
-  emu::fail("index %lld is outside of a local array", (long long)index);
+  emu::fail("index %lld is outside of its array", (long long)index);
 }
 
 #define EMU_OVERFLOW(operation)                                                     \
@@ -136,6 +139,7 @@ EMU_OVERFLOW(add)
 EMU_OVERFLOW(sub)
 EMU_OVERFLOW(mul)
 EMU_OVERFLOW(negate)
+EMU_OVERFLOW(divrem)
 
 void __ubsan_handle_shift_out_of_bounds_abort(const void *, uint64_t, uint64_t by) {
   emu::fail("a shift by %lld bits", (long long)by);
