@@ -125,7 +125,7 @@ def test_an_mbarrier_that_is_not_initialised_fails() -> None:
       __shared__ unsigned long long b;
       unsigned at = __cvta_generic_to_shared(&b);
       asm volatile("mbarrier.arrive.shared.b64 _, [%0];" :: "r"(at)); }"""
-    with pytest.raises(LaunchError, match="the mbarrier at .* is not initialised"):
+    with pytest.raises(LaunchError, match=r"the mbarrier at .* is not initialised"):
         launch(source, "kernel", [])
 
 
