@@ -10,6 +10,10 @@ from tests.emulator.cuda.run import LaunchError, launch
 ILLEGAL, MISALIGNED, FAILED = 700, 716, 719
 
 
+STORE = 'asm volatile("st.shared.f32 [%0], %1;" :: "r"(AT), "f"(1.f));'
+STORE4 = 'asm volatile("st.shared.v4.f32 [%0], {%1,%1,%1,%1};" :: "r"(at + 4), "f"(1.f));'
+
+
 def _fails(
     status: int, words: str, body: str, shared: int = 0, threads: int = 64, size: int = 64
 ) -> None:
@@ -45,9 +49,8 @@ def test_bad_accesses(status: int, words: str, body: str) -> None:
 @pytest.mark.parametrize(
     "words, body",
     [
-        ("in no shared array", 'asm volatile("st.shared.f32 [%0], %1;" :: "r"(at + 256), "f"(1.f));'),
-        ("is not a multiple of 16", 'asm volatile("st.shared.v4.f32 [%0], {%1,%1,%1,%1};"'
-                                    ' :: "r"(at + 4), "f"(1.f));'),
+        ("in no shared array", STORE.replace("AT", "at + 256")),
+        ("is not a multiple of 16", STORE4),
         ("wrote behind dynamic shared memory", "s[i + 1] = 1;"),
         ("wrote behind a shared array", "float* u = t; u[i + 1] = 1;"),
         ("shared memory, .* bytes from the end", "x[i] = s[i + 256];"),

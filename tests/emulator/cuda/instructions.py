@@ -193,6 +193,7 @@ INSTRUCTIONS: tuple[tuple[str, str], ...] = (
     (r"shr\.([bus]\d+)", "put(%0, (@1)(as<@1>(%1) >> %2))"),
     # Floats.
     (r"fma\.rn(?:\.ftz)?\.f32", "put(%0, fmaf(as<float>(%1), as<float>(%2), as<float>(%3)))"),
+    (r"div\.(?:rn|approx|full)(?:\.ftz)?\.f32", "put(%0, as<float>(%1) / as<float>(%2))"),
     (r"max(?:\.ftz)?\.f32", "put(%0, fmaxf(as<float>(%1), as<float>(%2)))"),
     (r"min(?:\.ftz)?\.f32", "put(%0, fminf(as<float>(%1), as<float>(%2)))"),
     (r"(max|min)\.([us]32)", "put(%0, (@2)::$1(as<@2>(%1), as<@2>(%2)))"),
