@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from tests.emulator.row_share import ROW_SHARE, RowShare
 from tests.schedules.cuda import check_kernel
@@ -11,10 +13,12 @@ from wattune.schedules import template
 
 
 @pytest.fixture(autouse=True)
-def _row_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def _row_share(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(ops._OPERATORS, ROW_SHARE.name, ROW_SHARE)
     modules = {**template._MODULES, "cuda": ("tests.emulator.row_share",)}
     monkeypatch.setattr(template, "_MODULES", modules)
+    template._templates.cache_clear()
+    yield
     template._templates.cache_clear()
 
 
