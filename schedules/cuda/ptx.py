@@ -133,6 +133,16 @@ def add_to(pointer: Expr, value: Expr) -> Expr:
     return T.cuda.atomic_add(pointer, value)
 
 
+def swap_if(pointer: Expr, expected: Expr, value: Expr) -> Expr:
+    """Return what a number was before ``value`` takes its place, if it was as expected (cas)."""
+    return T.cuda.atomic_cas(pointer, expected, value)
+
+
+def lower(pointer: Expr, value: Expr, space: str) -> None:
+    """Replace an int32 in ``global`` or ``shared`` memory by a lesser one (red.min)."""
+    _emit(f"red.{space}.min.s32", pointer, value)
+
+
 # Matrices: 8 x 8 elements of 16 bits, a row in 4 neighbouring lanes, two elements a lane.
 
 

@@ -1,4 +1,4 @@
-"""Selection of blocks on an emulated GPU, bit by bit against its reference."""
+"""Selection of blocks and of tokens on an emulated GPU, bit by bit against its reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.schedules.cuda import check_kernel, check_other_sizes, check_samples
 from tests.schedules.hard_rows import hard_rows
 
-from wattune.ops import SelectBlocks, operator
+from wattune.ops import SelectBlocks, SelectUnion, operator
 
 BLOCKS: tuple[tuple[SelectBlocks, dict[str, Any]], ...] = (
     (SelectBlocks(5, 3000, 3, block_size=16, token_budget=320), {}),
@@ -22,11 +22,20 @@ BLOCKS: tuple[tuple[SelectBlocks, dict[str, Any]], ...] = (
     (SelectBlocks(3, 700, 2, block_size=1, token_budget=700, sink_blocks=5, local_blocks=9), {}),
     (SelectBlocks(3, 37, 3, block_size=64, local_blocks=0), {"threads": 512}),
 )
+UNIONS: tuple[tuple[SelectUnion, dict[str, Any]], ...] = (
+    (SelectUnion(4, 300, 5, token_budget=64), {"threads": 128}),
+    (SelectUnion(3, 900, 4, 2, token_budget=300), {"digit_bits": 11}),
+    (SelectUnion(3, 200, 3, token_budget=33, middle_ratio=0.9), {"lists": "workspace"}),
+    (SelectUnion(3, 90, 2, token_budget=40, middle_ratio=0.0), {}),
+    (SelectUnion(3, 90, 2, token_budget=40, middle_ratio=1.0), {"threads": 1024}),
+    (SelectUnion(2, 50, 4, token_budget=100), {}),
+    (SelectUnion(3, 60, 2, 2, token_budget=4, sink_tokens=9), {"threads": 128}),
+)
 
 
-@pytest.mark.parametrize(("problem", "knobs"), BLOCKS, ids=str)
-def test_select_blocks(
-    problem: SelectBlocks, knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("problem", "knobs"), (*BLOCKS, *UNIONS), ids=str)
+def test_matches_the_reference(
+    problem: Any, knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_kernel(problem, monkeypatch, **knobs)
 
@@ -60,17 +69,18 @@ def test_hard_rows(fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> N
     [
         SelectBlocks(3, 300, 2, 20, block_size=4, method="fraction", fraction=0.1),
         SelectBlocks(3, 300, 2, 20, block_size=4, method="threshold"),
+        SelectUnion(3, 300, 4, token_budget=64),
     ],
     ids=str,
 )
 def test_contexts_beyond_the_bucket_and_fewer_requests(
-    problem: SelectBlocks, monkeypatch: pytest.MonkeyPatch
+    problem: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # More blocks than are kept in shared memory.
     check_other_sizes(problem, monkeypatch, context=9000, batch=2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("problem", [BLOCKS[0][0], BLOCKS[5][0]], ids=str)
-def test_sampled_schedules(problem: SelectBlocks, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("problem", [BLOCKS[0][0], BLOCKS[5][0], UNIONS[1][0]], ids=str)
+def test_sampled_schedules(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     check_samples(problem, monkeypatch)

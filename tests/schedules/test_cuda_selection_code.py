@@ -19,6 +19,7 @@ from wattune.ops import (
     BlockScore,
     KVCacheAppend,
     SelectBlocks,
+    SelectUnion,
 )
 from wattune.schedules.template import template_of
 
@@ -34,6 +35,7 @@ PROBLEMS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (SelectBlocks(16, 32768, 8), ()),
     (SelectBlocks(16, 131072, 8, block_size=16, method="fraction"), ()),
     (SelectBlocks(16, 131072, 8, method="threshold"), ()),
+    (SelectUnion(16, 32768, 32), ()),
 )
 
 
@@ -57,6 +59,8 @@ def test_rows_are_read_16_bytes_at_a_time(problem: Any, wide: tuple[str, ...]) -
     for name in wide:
         places = re.findall(rf"^.*\(\w+\*\){name}\)\[.*$", text, re.MULTILINE)
         assert places
+        # Caches may have more than 2^31 elements.
+        assert all("int64_t" in line for line in places)
         assert all(re.match(r"\s*tvm_builtin_ptx_(ld|st)_\w*v4_u32\(", line) for line in places)
 
 

@@ -7,6 +7,7 @@ from wattune.schedules.cuda.selection.gate import AttnGateGpu
 from wattune.schedules.cuda.selection.minmax import BlockMinmaxGpu
 from wattune.schedules.cuda.selection.score import BlockScoreGpu
 from wattune.schedules.cuda.selection.select_blocks import SelectBlocksGpu
+from wattune.schedules.cuda.selection.select_union import SelectUnionGpu
 from wattune.schedules.template import Template
 
 TEMPLATES: tuple[Template, ...] = (
@@ -15,4 +16,5 @@ TEMPLATES: tuple[Template, ...] = (
     AttnGateCompressGpu(),
     AttnGateGpu(),
     SelectBlocksGpu(),
+    SelectUnionGpu(),
 )

@@ -7,6 +7,8 @@ every warp knows what lies before it: how much of its ties is taken, and where i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm.script import tirx as T
 
 from wattune.schedules.cuda import ptx
@@ -84,8 +86,8 @@ class Listing:
         """Return how many places at the bound are selected in the range, where there are."""
         return T.bind(T.max(self._selection.left - self._before[0], 0))
 
-    def write(self, lists: Buffer, row: Expr, first: Expr, end: Expr) -> None:
-        """Write the selected places in order, from ``row`` (an int64) on."""
+    def write(self, take: Callable[[Expr, Expr], None], first: Expr, end: Expr) -> None:
+        """Emit ``take(at, place)`` for the selected places, in order; ``at`` counts from 0."""
         start, stop = self._stretch(first, end)
         state = T.alloc_local((2,), "int32")
         for i in range(2):
@@ -107,8 +109,7 @@ class Listing:
             taken = T.bind(T.Or(T.bitwise_and(above, mine) != T.uint32(0), tie))
             all_taken = votes(taken)
             with T.If(taken), T.Then():
-                at = state[0] + ptx.ones(T.bitwise_and(all_taken, below))
-                ptx.put(lists, row + at, place)
+                take(T.bind(state[0] + ptx.ones(T.bitwise_and(all_taken, below))), place)
             ptx.put(state, 0, state[0] + ptx.ones(all_taken))
             ptx.put(state, 1, state[1] - ptx.ones(equal))
 

@@ -169,7 +169,7 @@ class Select:
         indices: Buffer = tensors["block_indices"]
         start = T.bind(row)
         total = T.bind(listing.total)
-        listing.write(indices, start + first, first, end)
+        listing.write(lambda at, block: ptx.put(indices, start + first + at, block), first, end)
         count = T.bind(first + total + blocks - end)
 
         def fill(since: Expr, until: Expr, value: Expr | None, shift: Expr) -> None:
