@@ -1,4 +1,4 @@
-"""Shared fixtures: instruction-set gates and golden files."""
+"""Shared fixtures: gates of instruction sets and of nvcc, golden files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from wattune.compiler.cuda.device_code import device_compiler
+from wattune.errors import MissingDependencyError
 from wattune.schedules.target import Target
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -17,7 +19,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test whose ``isa`` marker names a feature that this CPU lacks."""
+    """Skip a test that needs a CPU's feature, or a compiler for GPUs, which is not here."""
+    if item.get_closest_marker("nvcc"):
+        try:
+            device_compiler()
+        except MissingDependencyError as error:
+            pytest.skip(str(error))
     here = Target.native()
     for marker in item.iter_markers("isa"):
         missing = [name for name in marker.args if not here.has(name)]

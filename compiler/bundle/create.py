@@ -113,11 +113,11 @@ def _image(target: Target) -> str:
 
 def _add_image(folder: Path, target: Target) -> dict[str, str]:
     """Compile the kernel that measures the device's limits; returns the compiler's version."""
-    from wattune.compiler.cuda import nvcc
+    from wattune.compiler.cuda.device_code import compile_image, device_compiler
 
-    image = nvcc.compile_image(SOURCE.read_text(), [target.arch])
+    image = compile_image(SOURCE.read_text(), [target.arch])
     (folder / IMAGE).write_bytes(image.data)
-    return {"nvcc": nvcc.nvcc_version()}
+    return {device_compiler().name: image.toolkit}
 
 
 def _needs(manifest: Manifest, folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from wattune.compiler.cc import compiler, run
-from wattune.compiler.cuda.nvcc import Image
+from wattune.compiler.cuda.device_code import Image
 
 HOST = "_host"
 LIBRARY = Path(__file__).parent.parent / "library"

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from wattune.compiler.cc import cached
-from wattune.compiler.cuda import nvcc
+from wattune.compiler.cuda import device_code
 from wattune.compiler.cuda.image import LIBRARY, image_object
 from wattune.compiler.cuda.source import device_source, parameter_orders
 from wattune.schedules.cuda.program import GpuProgram
@@ -29,13 +29,13 @@ def build_gpu(
     """
     source = device_source(program, target)
     orders = parameter_orders(program, source)
-    image = nvcc.compile_image(source.text, [target.arch, *also], program.registers)
+    image = device_code.compile_image(source.text, [target.arch, *also], program.registers)
     passed = {kernel: len(names) for kernel, names in program.passed.items()}
     image_object(name, image, passed, orders, ffi_includes(), path)
     return usage_facts(image)
 
 
-def usage_facts(image: nvcc.Image) -> dict[str, float]:
+def usage_facts(image: device_code.Image) -> dict[str, float]:
     """Return the usage of every kernel by name, and the worst of each kind."""
     facts: dict[str, float] = {"image_bytes": float(len(image.data))}
     for (kernel, _), usage in image.usage.items():

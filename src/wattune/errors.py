@@ -73,10 +73,10 @@ class LibraryError(WattuneError):
 
 
 class MissingDependencyError(WattuneError, ImportError):
-    """A package of the ``tune`` extra that is not installed."""
+    """A package of an extra that is not installed."""
 
-    def __init__(self, package: str, purpose: str) -> None:
-        """Name the package and how to get it."""
+    def __init__(self, package: str, purpose: str, extra: str = "tune") -> None:
+        """Name the package, and the extra that brings it."""
         super().__init__(
-            f"{purpose} needs {package}, which is not installed: pip install 'wattune[tune]'"
+            f"{purpose} needs {package}, which is not installed: pip install 'wattune[{extra}]'"
         )

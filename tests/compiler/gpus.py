@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wattune.compiler.cc import compiler
-from wattune.compiler.cuda import nvcc
+from wattune.compiler.cuda import device_code
 
 CUDA = 2  # kDLCUDA
 _DRIVER = Path(__file__).with_name("fake_driver.c")
@@ -58,9 +58,9 @@ def aligned(shape: Sequence[int], dtype: str, alignment: int = 64) -> NDArray[An
     return raw[start : start + count].view(dtype).reshape(shape)
 
 
-def no_image(source: str, archs: Sequence[str], registers: int = 0) -> nvcc.Image:
+def no_image(source: str, archs: Sequence[str], registers: int = 0) -> device_code.Image:
     """Stand in for nvcc: an image that only `fake_driver` takes."""
-    return nvcc.Image(b"image" * 16, tuple(archs), {}, "13.0.88")
+    return device_code.Image(b"image" * 16, tuple(archs), {}, "13.0.88")
 
 
 @cache

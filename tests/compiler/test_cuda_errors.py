@@ -12,7 +12,7 @@ import pytest
 from tests.compiler.gpus import fake_driver, no_image, run_script
 from tests.compiler.toy_gpu import Ragged, export_toy
 
-from wattune.compiler.cuda import nvcc
+from wattune.compiler.cuda import device_code
 from wattune.compiler.library.loader import read_manifest
 from wattune.errors import TargetError
 from wattune.schedules.target import Target
@@ -51,7 +51,7 @@ def exported(arch: str = "sm_90a", also: tuple[str, ...] = ()) -> Path:
     """Return a library whose code only the fake driver takes."""
     path = Path(_folder.name) / f"{arch}{len(also)}.so"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nvcc, "compile_image", no_image)
+        patch.setattr(device_code, "compile_image", no_image)
         problems = (Ragged(2, 64), Ragged(2, 64, factor=3.0))
         return export_toy(path, problems[: 2 - len(also)], Target.parse(f"cuda:{arch}"), also)
 

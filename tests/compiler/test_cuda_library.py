@@ -20,7 +20,7 @@ from tests.schedules.cuda import emulated_image
 
 from wattune import ops
 from wattune.compiler.cli.inspect import inspect_command
-from wattune.compiler.cuda import nvcc
+from wattune.compiler.cuda import device_code
 from wattune.compiler.library.entry import Entry
 from wattune.compiler.library.loader import load
 from wattune.errors import ArgumentError, TargetError
@@ -33,7 +33,7 @@ _folder = tempfile.TemporaryDirectory(prefix="wattune-tests-")
 def exported() -> Path:
     """Return a library for the emulated driver; it is compiled once a test run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nvcc, "compile_image", emulated_image)
+        patch.setattr(device_code, "compile_image", emulated_image)
         return export_toy(Path(_folder.name) / "kernels.so")
 
 
@@ -198,7 +198,7 @@ def test_a_graph_serves_lengths_that_grow(entry: Entry) -> None:
 
 def test_pieces_keep_tensors_aligned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of 8 bytes: pieces of 3 would put every other one beside a multiple of 16."""
-    monkeypatch.setattr(nvcc, "compile_image", emulated_image)
+    monkeypatch.setattr(device_code, "compile_image", emulated_image)
     driver.install()
     entry = load(export_toy(tmp_path / "k.so", (Ragged(3, 64),))).ragged
     assert Call(7, 32)(entry) == [(3, 64)]

@@ -11,7 +11,7 @@ from tests.compiler.gpus import no_image
 from tests.compiler.toy_gpu import HOPPER, PROBLEMS, expected, export_toy
 from tests.emulator.cuda import driver
 
-from wattune.compiler.cuda import nvcc
+from wattune.compiler.cuda import device_code
 from wattune.compiler.library.loader import Kernels, load
 from wattune.compiler.library.torch_ops import schema
 from wattune.errors import ArgumentError
@@ -30,7 +30,7 @@ def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernels:
         arch = next(name for name in GPUS if name.startswith(f"sm_{major}{minor}"))
         return load(export_toy(tmp_path / "k.so", target=Target.parse(f"cuda:{arch}")))
     driver.install()
-    monkeypatch.setattr(nvcc, "compile_image", no_image)
+    monkeypatch.setattr(device_code, "compile_image", no_image)
     return load(export_toy(tmp_path / "k.so", PROBLEMS, HOPPER))
 
 

@@ -15,7 +15,7 @@ from tests.emulator.cuda import driver
 from tests.emulator.cuda.image import host_image
 
 from wattune.compiler.build import build_candidate, decided_sizes
-from wattune.compiler.cuda import nvcc
+from wattune.compiler.cuda import device_code
 from wattune.compiler.measure.cases import Binder
 from wattune.compiler.measure.ffi import Library
 from wattune.compiler.measure.verify import check, verify
@@ -29,9 +29,9 @@ HOPPER = Target.parse("cuda:sm_90a")
 AMPERE = Target.parse("cuda:sm_80")
 
 
-def emulated_image(source: str, archs: Sequence[str], registers: int = 0) -> nvcc.Image:
+def emulated_image(source: str, archs: Sequence[str], registers: int = 0) -> device_code.Image:
     """Compile a source for the CPU instead of the GPU."""
-    return nvcc.Image(host_image(source), tuple(archs), {})
+    return device_code.Image(host_image(source), tuple(archs), {})
 
 
 def check_kernel(
@@ -75,7 +75,7 @@ def check_samples(problem: Problem, monkeypatch: pytest.MonkeyPatch, count: int 
 def emulated(candidate: Candidate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
     """Build a candidate for the emulator and open it."""
     driver.install()
-    monkeypatch.setattr(nvcc, "compile_image", emulated_image)
+    monkeypatch.setattr(device_code, "compile_image", emulated_image)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.so"
         build_candidate(candidate, path)

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from tests.schedules.cuda import HOPPER, candidate_of
 
-from wattune.compiler.cuda import nvcc
+from wattune.compiler.cuda.device_code import compile_image
 from wattune.compiler.cuda.source import device_source
 from wattune.compiler.tvm_setup import prepare_tvm
-from wattune.errors import MissingDependencyError
 from wattune.ops import (
     AttnGate,
     AttnGateCompress,
@@ -39,13 +38,6 @@ PROBLEMS: tuple[tuple[Any, tuple[str, ...]], ...] = (
 )
 
 
-def needs_nvcc() -> None:
-    try:
-        nvcc.nvcc()
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
-
-
 def source_of(problem: Any) -> str:
     prepare_tvm()
     candidate = candidate_of(problem, HOPPER, "", {})
@@ -64,10 +56,10 @@ def test_rows_are_read_16_bytes_at_a_time(problem: Any, wide: tuple[str, ...]) -
         assert all(re.match(r"\s*tvm_builtin_ptx_(ld|st)_\w*v4_u32\(", line) for line in places)
 
 
+@pytest.mark.nvcc
 @pytest.mark.parametrize("problem", [problem for problem, _ in PROBLEMS], ids=str)
 def test_defaults_do_not_spill(problem: Any) -> None:
-    needs_nvcc()
-    image = nvcc.compile_image(source_of(problem), ARCHS)
+    image = compile_image(source_of(problem), ARCHS)
     assert {arch for _, arch in image.usage} == set(ARCHS)
     for usage in image.usage.values():
         assert usage.stack == usage.spill_stores == usage.spill_loads == 0

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from wattune.compiler.cuda import nvcc
+from wattune.compiler.cuda.device_code import compile_image
 from wattune.compiler.cuda.source import DeviceSource, device_source
 from wattune.compiler.tvm_setup import prepare_tvm
-from wattune.errors import MissingDependencyError
 from wattune.schedules.cuda.kernel import Block, Shared, gpu_kernel
 from wattune.schedules.cuda.program import GpuProgram
 from wattune.schedules.target import Target
@@ -117,6 +116,7 @@ def every(block: Block, hopper: bool) -> set[str]:
     return used
 
 
+@pytest.mark.nvcc
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
 def test_every_instruction_assembles(arch: str) -> None:
     """The assembler takes each; sm_80 all but those that came later."""
@@ -124,11 +124,7 @@ def test_every_instruction_assembles(arch: str) -> None:
     made = source(lambda block: used.update(every(block, arch == "sm_90a")), arch)
     missing = public_functions() - used
     assert missing == (set() if arch == "sm_90a" else set(HOPPER))
-    try:
-        nvcc.nvcc()
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
-    usage = nvcc.compile_image(made.text, [arch]).usage[("every", arch)]
+    usage = compile_image(made.text, [arch]).usage[("every", arch)]
     assert usage.spill_stores == usage.stack == 0
     assert "__launch_bounds__(64, 2)" in made.text
 
