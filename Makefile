@@ -33,7 +33,7 @@ $(VENV)/.tune: pyproject.toml setup.py constraints.txt | toolchain
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.tune
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tune,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tune,cuda,dev]'
 	touch $@
 
 toolchain:

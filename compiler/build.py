@@ -20,6 +20,7 @@ from typing import Any
 from wattune.compiler.cc import cached, compiler, last_lines, run
 from wattune.compiler.cuda.image import HOST
 from wattune.compiler.cuda.program import build_gpu, gpu_launcher
+from wattune.compiler.cuda.rules import refusal
 from wattune.compiler.tvm_setup import prepare_tvm
 from wattune.errors import BuildError, WattuneError
 from wattune.ops import Problem, operator
@@ -139,7 +140,10 @@ def build_shared(
 
 
 def build_candidate(candidate: Candidate, path: Path) -> dict[str, float]:
-    """Build a candidate into a library whose function is ``kernel``; returns facts of the build."""
+    """Build a candidate into a library whose function is ``kernel``; returns facts of the build.
+
+    One that its machine code speaks against (`wattune.compiler.cuda.rules`) is a `BuildError`.
+    """
     prepare_tvm()
     start = time.perf_counter()
     problem, target, values = candidate.problem, candidate.target, candidate.schedule.values
@@ -155,6 +159,9 @@ def build_candidate(candidate: Candidate, path: Path) -> dict[str, float]:
         ) from error
     lowered = time.perf_counter()
     facts = build_shared({"kernel": function}, target, path)
+    if reason := refusal(facts):
+        path.unlink()
+        raise BuildError(f"not measured: {reason}")
     return {"lower_seconds": lowered - start, **facts}
 
 

@@ -1,4 +1,4 @@
-"""Machine code of CUDA C++: by the compiler at hand, cached by source, with the assembler's facts."""
+"""Machine code of CUDA C++, by the compiler at hand: cached, with the assembler's facts."""
 
 from __future__ import annotations
 
@@ -54,6 +54,9 @@ class KernelUsage:
     spill_stores: int
     spill_loads: int
     shared: int
+
+
+NOTHING_KNOWN = KernelUsage(0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 from wattune.compiler.cc import cached
 from wattune.compiler.cuda import device_code
 from wattune.compiler.cuda.image import LIBRARY, image_object
+from wattune.compiler.cuda.occupancy import blocks_per_sm
+from wattune.compiler.cuda.sass import mix_facts
 from wattune.compiler.cuda.source import device_source, parameter_orders
 from wattune.schedules.cuda.program import GpuProgram
 from wattune.schedules.target import Target
@@ -23,16 +25,16 @@ def build_gpu(
 ) -> dict[str, float]:
     """Compile a program's kernels and its entry ``__tvm_ffi_<name>`` into an object.
 
-    ``also`` names other architectures that get machine code of the same source. Returns what the
-    assembler said: ``<kernel>.registers`` and the like for each kernel, with the worst of them as
-    ``registers`` and so on.
+    ``also`` names other architectures that get machine code of the same source. Returns facts:
+    `usage_facts`, `block_facts`, and for one architecture what `sass.mix_facts` counts.
     """
     source = device_source(program, target)
     orders = parameter_orders(program, source)
     image = device_code.compile_image(source.text, [target.arch, *also], program.registers)
     passed = {kernel: len(names) for kernel, names in program.passed.items()}
     image_object(name, image, passed, orders, ffi_includes(), path)
-    return usage_facts(image)
+    facts = {**usage_facts(image), **block_facts(program, image, target.arch)}
+    return facts if also or not image.usage else {**facts, **mix_facts(image.data)}
 
 
 def usage_facts(image: device_code.Image) -> dict[str, float]:
@@ -42,6 +44,19 @@ def usage_facts(image: device_code.Image) -> dict[str, float]:
         for fact, value in asdict(usage).items():
             facts[f"{kernel}.{fact}"] = float(value)
             facts[fact] = max(facts.get(fact, 0.0), float(value))
+    return facts
+
+
+def block_facts(program: GpuProgram, image: device_code.Image, arch: str) -> dict[str, float]:
+    """Return, for each kernel, what a block takes and how many of them an SM holds at once."""
+    facts: dict[str, float] = {}
+    for kernel, block in program.blocks.items():
+        used = image.usage.get((kernel, arch), device_code.NOTHING_KNOWN)
+        fits = blocks_per_sm(arch, block.threads, used.registers, used.shared + block.shared)
+        facts[f"{kernel}.threads"] = float(block.threads)
+        facts[f"{kernel}.dynamic_shared"] = float(block.shared)
+        if fits is not None:
+            facts[f"{kernel}.blocks_per_sm"] = float(fits)
     return facts
 
 

@@ -8,7 +8,7 @@ the launcher (`compiler/library/gpu.c`), which knows nothing of TVM.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from wattune.errors import ScheduleError
@@ -22,17 +22,27 @@ Launch = Callable[..., None]
 
 
 @dataclass(frozen=True)
+class BlockSize:
+    """Threads of a block, and its dynamic shared memory in bytes."""
+
+    threads: int
+    shared: int
+
+
+@dataclass(frozen=True)
 class GpuProgram:
     """A host function and the kernels it launches, by name.
 
     ``passed`` names, for each kernel, the arguments in the order in which the host gives them;
-    ``registers`` caps the registers a thread may use, 0 for the compiler's choice.
+    ``registers`` caps the registers a thread may use, 0 for the compiler's choice. ``blocks`` says
+    what a block of each kernel takes at the most.
     """
 
     host: Any
     kernels: Mapping[str, Any]
     passed: Mapping[str, tuple[str, ...]]
     registers: int = 0
+    blocks: Mapping[str, BlockSize] = field(default_factory=dict)
 
 
 def gpu_program(
@@ -56,6 +66,7 @@ def gpu_program(
     """
     names = tuple(kernels)
     passed: dict[str, tuple[str, ...]] = {}
+    blocks: dict[str, BlockSize] = {}
 
     def launch(
         kernel: str,
@@ -69,12 +80,14 @@ def gpu_program(
             raise ScheduleError(f"the program has no kernel {kernel!r}")
         if passed.setdefault(kernel, tuple(pass_)) != tuple(pass_):
             raise ScheduleError(f"{kernel} is launched with other arguments than before")
+        before = blocks.get(kernel, BlockSize(0, 0))
+        blocks[kernel] = BlockSize(max(block, before.threads), max(shared, before.shared))
         _emit(names.index(kernel), grid, block, pass_, shared, programmatic * _PROGRAMMATIC)
 
     host = tensor_program(arguments, sizes, lambda tensors: body(tensors, launch))
     if unused := sorted(set(kernels) - set(passed)):
         raise ScheduleError(f"kernel {unused[0]!r} is never launched")
-    return GpuProgram(host, dict(kernels), passed, registers)
+    return GpuProgram(host, dict(kernels), passed, registers, blocks)
 
 
 def _emit(

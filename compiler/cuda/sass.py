@@ -1,0 +1,111 @@
+"""Machine code of GPUs in words: which instructions a kernel is made of."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from wattune.compiler.cc import last_lines
+from wattune.compiler.cuda.toolkit import packaged, tools
+from wattune.errors import BuildError
+
+# What is counted: opcode and the modifiers that it must have.
+INSTRUCTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "LDGSTS.128": ("LDGSTS", ("128",)),
+    "LDGSTS": ("LDGSTS", ()),
+    "LDG.128": ("LDG", ("128",)),
+    "LDG": ("LDG", ()),
+    "UBLKCP": ("UBLKCP", ()),
+    "UTMALDG": ("UTMALDG", ()),
+    "HMMA": ("HMMA", ()),
+    "HGMMA": ("HGMMA", ()),
+    "IMMA": ("IMMA", ()),
+    "LDSM": ("LDSM", ()),
+    "STSM": ("STSM", ()),
+    "LDS": ("LDS", ()),
+    "STS": ("STS", ()),
+    "LDL": ("LDL", ()),
+    "STL": ("STL", ()),
+    "SHFL": ("SHFL", ()),
+    "BAR": ("BAR", ()),
+    "MUFU.EX2": ("MUFU", ("EX2",)),
+    "FFMA": ("FFMA", ()),
+    "LOP3": ("LOP3", ()),
+    "HFMA2": ("HFMA2", ()),
+}
+TOTAL = "instructions"
+
+_SECTION = re.compile(r"^\.text\.(\w+?)(?:_kernel)?:", re.MULTILINE)
+# An address, perhaps a predicate, the opcode.
+_LINE = re.compile(
+    r"^\s*/\*[0-9a-f]{4,}\*/\s+\{?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", re.MULTILINE
+)
+# The end of a kernel is filled with these.
+_FILLING = ("NOP",)
+
+
+@cache
+def disassembler() -> Path | None:
+    """Return nvdisasm: a toolkit's, its package's or triton's; None where there is none."""
+    found = next(tools("nvdisasm", "nvidia-cuda-nvdisasm"), None)
+    return found or next(packaged("triton", "nvdisasm"), None)
+
+
+def opcodes(cubin: bytes) -> dict[str, Counter[str]]:
+    """Count the opcodes, with modifiers, of each kernel in a cubin (not in a fat binary).
+
+    Raises `BuildError` where nvdisasm does not understand it.
+    """
+    return opcodes_of(_disassemble(cubin))
+
+
+def opcodes_of(text: str) -> dict[str, Counter[str]]:
+    """Count the opcodes of each kernel in what nvdisasm prints."""
+    parts = _SECTION.split(text)
+    return {
+        kernel: Counter(code for code in _LINE.findall(body) if code not in _FILLING)
+        for kernel, body in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+def mix(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return how many of `INSTRUCTIONS` there are, those there are none of left out; and all."""
+    found = {TOTAL: sum(counts.values())}
+    for opcode, count in counts.items():
+        base, *modifiers = opcode.split(".")
+        for name, (wanted, needed) in INSTRUCTIONS.items():
+            if base == wanted and set(needed) <= set(modifiers):
+                found[name] = found.get(name, 0) + count
+    return found
+
+
+def mix_facts(cubin: bytes) -> dict[str, float]:
+    """Return ``<kernel>.sass.<instruction>`` for each kernel; nothing without a disassembler."""
+    if disassembler() is None:
+        return {}
+    return {
+        f"{kernel}.sass.{name}": float(count)
+        for kernel, counts in opcodes(cubin).items()
+        for name, count in mix(counts).items()
+    }
+
+
+def _disassemble(cubin: bytes) -> str:
+    tool = disassembler()
+    assert tool is not None
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        # Without the analysis of data flow, which takes most of the time.
+        command = [str(tool), "-c", "-ndf", file.name]
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        )
+    if done.returncode:
+        raise BuildError(f"nvdisasm: {last_lines(done.stderr or done.stdout)}")
+    return done.stdout
