@@ -42,6 +42,12 @@ def check(problem: Any, target: Target | None = None, seed: int = 0, **knobs: Va
     assert_matches(problem, run(problem, inputs, target, **knobs), op.reference(problem, inputs))
 
 
+def without_tiles(target: Target) -> Target:
+    """Return the target without AMX."""
+    features = tuple(f for f in target.features if not f.startswith("amx"))
+    return dataclasses.replace(target, features=features)
+
+
 class Compiled:
     """A compiled schedule: the default one with some knobs changed, allowed values or not."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wattune.compiler.measure.amx import allow_amx
 from wattune.ops import Argument, Problem, operator
 from wattune.ops.dtypes import numpy_dtype
 from wattune.schedules.program import CACHE_LINE
@@ -26,6 +27,8 @@ def compile_function(function: Any, target: Target) -> Any:
     """Return the callable of one PrimFunc."""
     import tvm
 
+    if target.has("amx_tile") and target.runs_here():
+        allow_amx()
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     return tvm.tirx.build(module, tvm.target.Target(target.llvm()))["main"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.schedules.attention import Compiled, ragged
+from tests.schedules.attention import Compiled, ragged, without_tiles
 from tests.schedules.kernels import assert_matches, run_kernel
 
 from wattune.ops import QuantizedDecodeAttention, operator
@@ -21,9 +21,11 @@ from wattune.schedules.template import templates_for
 
 OPERATOR = operator("quantized_decode_attention")
 NATIVE = Target.native(threads=1)
-WITHOUT = tuple(f for f in NATIVE.features if not f.startswith("avx512") and f != "gfni")
-AVX_VNNI = dataclasses.replace(NATIVE, features=WITHOUT)
-AVX2 = dataclasses.replace(NATIVE, features=tuple(f for f in WITHOUT if f != "avx_vnni"))
+# This CPU without tiles.
+VECTORS = without_tiles(NATIVE)
+WITHOUT = tuple(f for f in VECTORS.features if not f.startswith("avx512") and f != "gfni")
+AVX_VNNI = dataclasses.replace(VECTORS, features=WITHOUT)
+AVX2 = dataclasses.replace(VECTORS, features=tuple(f for f in WITHOUT if f != "avx_vnni"))
 GENERIC = Target.parse("cpu:generic", 1)
 
 
@@ -65,8 +67,8 @@ CASES: list[tuple[QuantizedDecodeAttention, dict[str, Any]]] = [
 @pytest.mark.isa("avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
 @pytest.mark.parametrize(("problem", "knobs"), CASES, ids=str)
 def test_lengths(problem: QuantizedDecodeAttention, knobs: dict[str, Any]) -> None:
-    compiled = Compiled(problem, NATIVE, **knobs)
-    assert isinstance(compiled.template, VnniAttention)
+    compiled = Compiled(problem, VECTORS, **knobs)
+    assert type(compiled.template) is VnniAttention
     compiled.check(ragged(problem, lengths(problem.block_tokens)))
 
 
@@ -99,9 +101,9 @@ def test_other_targets(target: Target, format: str, key_groups: str, template: A
 def test_portable_on_wide_registers() -> None:
     problem = QuantizedDecodeAttention(3, 200, 4, 2, 64, format="int2", query_tokens=2)
     template = PortableAttention()
-    values = template.space(problem, NATIVE).default()
+    values = template.space(problem, VECTORS).default()
     inputs = ragged(problem, (200, 0, 129))
-    got = run_kernel(problem, NATIVE, template, values, inputs)
+    got = run_kernel(problem, VECTORS, template, values, inputs)
     assert_matches(problem, got, OPERATOR.reference(problem, inputs))
 
 
@@ -124,13 +126,13 @@ def test_the_batch_changes_no_bit(threads: int) -> None:
 @pytest.mark.parametrize("key_groups", ["channel", "token"])
 def test_sampled_schedules(key_groups: str) -> None:
     problem = QuantizedDecodeAttention(3, 1, 12, 2, 64, key_groups=key_groups, query_tokens=2)
-    space = VnniAttention().space(problem, NATIVE)
+    space = VnniAttention().space(problem, VECTORS)
     rng = np.random.default_rng(len(key_groups))
     inputs = ragged(problem, (300, 5, 128))
     for _ in range(2):
         values = space.sample(rng)
         assert values is not None
-        Compiled(problem, NATIVE, **values).check(inputs)
+        Compiled(problem, VECTORS, **values).check(inputs)
 
 
 @pytest.mark.isa("avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
@@ -142,13 +144,13 @@ def test_numbers_are_exact_to_two_to_the_minus_14(key_groups: str) -> None:
     )
     inputs = ragged(problem, (128,))
     expected = OPERATOR.reference(problem, inputs)
-    got = Compiled(problem, NATIVE).run(inputs)
+    got = Compiled(problem, VECTORS).run(inputs)
     size = np.abs(inputs["q"]).sum(-1).max() * problem.scale * 2
     assert np.abs(got["lse"] - expected["lse"]).max() < size * 2.0**-14
     assert np.abs(got["out"] - expected["out"]).max() < 4 * size * 2.0**-14
 
 
-@pytest.mark.parametrize("target", [NATIVE, AVX_VNNI, AVX2, GENERIC, Target.parse("cpu:amx", 4)])
+@pytest.mark.parametrize("target", [VECTORS, AVX_VNNI, AVX2, GENERIC, Target.parse("cpu:amx", 4)])
 @pytest.mark.parametrize("heads", [(1, 1), (7, 1), (32, 8), (128, 8)])
 @pytest.mark.parametrize("query_tokens", [1, 8])
 def test_defaults_are_points_of_the_space(
@@ -177,8 +179,8 @@ def test_the_inner_loops_are_byte_products() -> None:
 
     problem = QuantizedDecodeAttention(1, 4096, 4, 1, 64)
     template = VnniAttention()
-    function = template.lower(problem, NATIVE, template.space(problem, NATIVE).default())
+    function = template.lower(problem, VECTORS, template.space(problem, VECTORS).default())
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    code = tvm.tirx.build(module, tvm.target.Target(NATIVE.llvm())).inspect_source("asm")
+    code = tvm.tirx.build(module, tvm.target.Target(VECTORS.llvm())).inspect_source("asm")
     assert code.count("vpdpbusd") >= 128
     assert "expf" not in code

@@ -13,6 +13,7 @@ from tests.schedules.kernels import assert_matches, run_kernel
 from wattune.ops import QuantizedDecodeAttention, operator
 from wattune.schedules.cpu.quantized_attention.amx_template import AmxQuantizedAttention
 from wattune.schedules.target import Target
+from wattune.schedules.template import templates_for
 
 OPERATOR = operator("quantized_decode_attention")
 TEMPLATE = AmxQuantizedAttention()
@@ -35,6 +36,13 @@ CASES = [
         {},
     ),
     (QuantizedDecodeAttention(2, 300, 4, 1, 192, 128, sinks=True, group_size=128), {"splits": 2}),
+    # Blocks of 32 numbers, more of them than tiles for them; rows in passes.
+    (
+        QuantizedDecodeAttention(
+            2, 200, 24, 2, 192, 64, format="int2", key_groups="token", group_size=32
+        ),
+        {"rows": 4, "ahead": 2},
+    ),
 ]
 
 
@@ -57,9 +65,9 @@ def test_tiles_against_the_reference(
         assert_matches(problem, got, OPERATOR.reference(problem, inputs))
 
 
-def test_fields_must_be_whole_blocks() -> None:
-    assert TEMPLATE.applies(QuantizedDecodeAttention(1, 256, 4, 1, 64, format="int4"), AMX)
-    assert not TEMPLATE.applies(QuantizedDecodeAttention(1, 256, 4, 1, 64, format="int2"), AMX)
+def test_channels_must_be_whole_blocks() -> None:
+    assert TEMPLATE.applies(QuantizedDecodeAttention(1, 256, 4, 1, 96, 64, format="int2"), AMX)
+    assert not TEMPLATE.applies(QuantizedDecodeAttention(1, 256, 4, 1, 80, 64), AMX)
     assert not TEMPLATE.applies(
         QuantizedDecodeAttention(1, 256, 4, 1, 64, format="int8"), Target.parse("cpu:vnni", 1)
     )
@@ -74,20 +82,28 @@ def test_machine_code() -> None:
     function = TEMPLATE.lower(problem, AMX, values).with_attr("global_symbol", "kernel")
     module = tvm.tirx.build(tvm.IRModule({"kernel": function}), tvm.target.Target(AMX.llvm()))
     text = str(module.inspect_source("asm"))
-    # Keys: 4 blocks of channels, of each one tile of codes and two of numbers. Values: 4 blocks of
-    # tokens (a loop, or unrolled), of each two tiles of codes and two of numbers.
-    found = text.count("tdpbsud"), text.count("tileloadd")
-    assert found in [(4 * 2 + steps * 4, 4 * 3 + steps * 4) for steps in (1, 4)]
+    # Of each tensor two blocks of numbers, which stay; and for two vectors of columns at a time
+    # two tiles of codes, each multiplied once and never stored. Loops are unrolled once or twice.
+    found = text.count("tdpbsud"), text.count("tileloadd"), text.count("tilestored")
+    loops = found[2] // 2
+    assert loops in (2, 3, 4, 6)
+    assert found == (4 * loops, 4 * loops + 4, 2 * loops)
     assert text.count("ldtilecfg") == text.count("tilerelease") == 1
 
 
 @pytest.mark.isa("amx_tile", "amx_int8", "avx512_vnni")
-def test_real_tiles() -> None:
-    from wattune.compiler.measure.amx import allow_amx
+@pytest.mark.parametrize(("problem", "knobs"), CASES, ids=str)
+def test_real_tiles(problem: QuantizedDecodeAttention, knobs: dict[str, Any]) -> None:
+    values = {**TEMPLATE.space(problem, NATIVE).default(), **knobs}
+    rng = np.random.default_rng(0)
+    for draw in (OPERATOR.make_inputs, OPERATOR.verification_inputs):
+        inputs = draw(problem, rng)
+        got = run_kernel(problem, NATIVE, TEMPLATE, values, inputs)
+        assert_matches(problem, got, OPERATOR.reference(problem, inputs))
 
-    allow_amx()
-    problem = CASES[0][0]
-    inputs = OPERATOR.verification_inputs(problem, np.random.default_rng(0))
-    values = TEMPLATE.space(problem, NATIVE).default()
-    got = run_kernel(problem, NATIVE, TEMPLATE, values, inputs)
-    assert_matches(problem, got, OPERATOR.reference(problem, inputs))
+
+def test_default_with_and_without_tiles() -> None:
+    problem = QuantizedDecodeAttention(1, 4096, 32, 8, 128)
+    assert templates_for(problem, AMX)[0].name == TEMPLATE.name
+    vnni = templates_for(problem, Target.parse("cpu:vnni", 1))[0]
+    assert vnni.name == "quantized_attention_vnni"

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.schedules.attention import Compiled, ragged
+from tests.schedules.attention import Compiled, ragged, without_tiles
 from tests.schedules.kernels import Array
 
 from wattune.ops import QuantizedDecodeAttention, operator
 from wattune.schedules.target import Target
 
 NATIVE = Target.native(threads=1)
+# The same one where there are no tiles.
+TARGETS = tuple(dict.fromkeys((without_tiles(NATIVE), NATIVE)))
 LENGTHS = (450, 0, 1, 127, 128, 391)
 VNNI = pytest.mark.isa("avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
 
@@ -34,10 +36,11 @@ CASES: list[tuple[QuantizedDecodeAttention, dict[str, Any]]] = [
 
 
 @VNNI
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("problem", "knobs"), CASES, ids=str)
-def test_lists(problem: QuantizedDecodeAttention, knobs: dict[str, Any]) -> None:
+def test_lists(problem: QuantizedDecodeAttention, knobs: dict[str, Any], target: Target) -> None:
     """Lists of any order and length, -1 anywhere, blocks beyond a request."""
-    compiled = Compiled(problem, NATIVE, **knobs)
+    compiled = Compiled(problem, target, **knobs)
     for seed in (0, 1):
         compiled.check(ragged(problem, LENGTHS, seed))
 

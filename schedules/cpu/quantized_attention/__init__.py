@@ -11,8 +11,8 @@ from wattune.schedules.cpu.quantized_attention.templates import (
 from wattune.schedules.template import Template
 
 TEMPLATES: tuple[Template, ...] = (
-    VnniAttention(),
     AmxQuantizedAttention(),
+    VnniAttention(),
     Avx2Attention(),
     PortableAttention(),
 )

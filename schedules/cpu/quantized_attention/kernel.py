@@ -22,7 +22,7 @@ from wattune.schedules.cpu.attention.softmax import Mask, Softmax
 from wattune.schedules.cpu.attention.values import FmaValues
 from wattune.schedules.cpu.attention.walk import Walk
 from wattune.schedules.cpu.quantized_attention.keys import Keys, Queries
-from wattune.schedules.cpu.quantized_attention.packed import Codes, PackedCache
+from wattune.schedules.cpu.quantized_attention.packed import Ahead, Codes, PackedCache
 from wattune.schedules.cpu.quantized_attention.plan import QuantizedPlan
 from wattune.schedules.cpu.quantized_attention.residual import Residual, Rows
 from wattune.schedules.cpu.quantized_attention.tiles import (
@@ -146,50 +146,59 @@ class QuantizedKernel(Walk[QuantizedOwn]):
         with T.serial(end - first) as i:
             tile = self.stream.tile(item, first + i)
             start = T.bind(tile.number * self.quantized.tile)
-            ahead = T.bind(self.stream.ahead(item, first + i))
-            keys, values = (cache.tile(item, start, ahead) for cache in self.packed)
+            # While keys are multiplied, values are on their way, and the other way round.
+            plan = self.quantized
+            place = first + i
+            later = T.bind(self.stream.ahead(item, place, plan.ahead))
+            sooner = T.bind(self.stream.ahead(item, place, max(0, plan.ahead - 1)))
+            keys, values = (cache.tile(item, start, later) for cache in self.packed)
+            next_keys = self.packed[0].ahead(item, later, plan.value_points)
+            next_values = self.packed[1].ahead(item, sooner, plan.score_points)
             rest = self._rest(item, tile, start, packed)
             # One softmax for both kinds of tiles: it is what takes longest to compile.
             with T.If(start < packed):
                 with T.Then():
-                    self._packed_scores(own, keys, start)
+                    self._packed_scores(own, keys, start, next_values)
                 with T.Else():
                     self.residual.scores(rest, own.queries, own.weights.scores)
-            self._softmax(own, item, tile, start)
+            self._softmax(own, item, tile, start, next_values)
             with T.If(start < packed):
                 with T.Then():
-                    self._packed_values(own, values)
+                    self._packed_values(own, values, next_keys)
                 with T.Else():
                     self.residual.values(rest, own.weights, own.sums)
         self.packed_values.finish(own.weights, own.sums)
 
-    def _packed_scores(self, own: QuantizedOwn, keys: Codes, start: Expr) -> None:
+    def _packed_scores(self, own: QuantizedOwn, keys: Codes, start: Expr, ahead: Ahead) -> None:
         """Emit the scores of a tile of packed keys."""
         plan = self.quantized
-        with T.serial(plan.tile // plan.span) as span:
-            at = T.bind(span * plan.span)
-            if plan.per_channel:
-                self._query_numbers(own, keys, start, span)
-            else:
-                self.packed[0].widen(keys, own.params, T.int32(0))
-            self.packed_keys.emit(keys, own.queries, own.weights.scores, at, own.params)
+        if plan.per_channel:
+            self._query_numbers(own, keys, start)
+        else:
+            self.packed[0].widen(keys, own.params, T.int32(0))
+        with T.serial(plan.spans) as span:
+            at, queries = T.bind(span * plan.span), own.queries.part(plan, span)
+            self.packed_keys.emit(keys, queries, own.weights.scores, at, own.params, ahead)
 
-    def _packed_values(self, own: QuantizedOwn, values: Codes) -> None:
+    def _packed_values(self, own: QuantizedOwn, values: Codes, ahead: Ahead) -> None:
         """Emit the weighted sums of a tile of packed values."""
         self.packed[1].widen(values, own.params, T.int32(0))
         with T.serial(self.plan.item_rows) as row:
+            ahead.ask(row)
             self.packed_values.numbers(own.weights, row, own.params)
-        self.packed_values.emit(values, own.weights, own.sums)
+        self.packed_values.emit(values, own.weights, own.sums, ahead)
 
-    def _query_numbers(self, own: QuantizedOwn, keys: Codes, start: Expr, span: Expr) -> None:
-        """Bring the scales of a group of tokens into the queries, unless they are there."""
+    def _query_numbers(self, own: QuantizedOwn, keys: Codes, start: Expr) -> None:
+        """Bring the scales of a tile's groups into the queries, unless they are there."""
         plan = self.quantized
-        group = T.bind((start + span * plan.span) // plan.problem.group_size)
+        group = T.bind(start // plan.problem.group_size)
         with T.If(own.group.load(0) != group), T.Then():
             own.group.store(0, group)
-            self.packed[0].widen(keys, own.params, T.bind(span * (2 * plan.problem.head_dim)))
-            with T.serial(self.plan.item_rows) as row:
-                self.packed_keys.numbers(own.queries, row, own.params)
+            with T.serial(plan.spans) as span:
+                queries = own.queries.part(plan, span)
+                self.packed[0].widen(keys, own.params, T.bind(span * (2 * plan.problem.head_dim)))
+                with T.serial(self.plan.item_rows) as row:
+                    self.packed_keys.numbers(queries, row, own.params)
 
     def _rest(self, item: Item, tile: Tile, start: Expr, packed: Expr) -> Rows:
         """Return the rows of the residual that some query sees, for a tile that lies there."""
@@ -204,7 +213,9 @@ class QuantizedKernel(Walk[QuantizedOwn]):
         )
         return Rows(keys, values, T.bind(low - start), count)
 
-    def _softmax(self, own: QuantizedOwn, item: Item, tile: Tile, start: Expr) -> None:
+    def _softmax(
+        self, own: QuantizedOwn, item: Item, tile: Tile, start: Expr, ahead: Ahead
+    ) -> None:
         """Emit masks and softmax of every row."""
         plan, problem, lanes = self.quantized, self.quantized.problem, self.plan.lanes
         quanta = T.int32(plan.tile // (self.plan.quantum(self.fold) * lanes))
@@ -217,6 +228,7 @@ class QuantizedKernel(Walk[QuantizedOwn]):
         whole = T.bind(T.cast(whole, "int32"))
         softmax, mask = Softmax(self.plan, self.fold), Mask(self.plan, self.fold)
         with T.serial(self.plan.item_rows) as row:
+            ahead.ask(plan.key_steps * plan.pass_count + row)
             scores = own.weights.scores.part(row * plan.tile)
             if problem.soft_cap:
                 mask.soften(scores, quanta)

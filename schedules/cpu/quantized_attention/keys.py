@@ -14,7 +14,7 @@ from tvm.script import tirx as T
 from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.quantized_attention.lanes import across, first
-from wattune.schedules.cpu.quantized_attention.packed import Codes
+from wattune.schedules.cpu.quantized_attention.packed import Ahead, Codes
 from wattune.schedules.cpu.quantized_attention.plan import STEP, QuantizedPlan, Segment
 from wattune.schedules.cpu.quantized_attention.product import BLOCK, Sums
 from wattune.schedules.cpu.vector import BYTES, LANES
@@ -29,6 +29,15 @@ class Queries:
     query: Region
     numbers: Region
     units: Region
+
+    def part(self, plan: QuantizedPlan, span: Expr) -> Queries:
+        """Return the numbers and units for a span of a tile."""
+        rows = plan.base.item_rows
+        return Queries(
+            self.query,
+            self.numbers.part(span * (rows * plan.query_words)),
+            self.units.part(span * (2 * rows * plan.key_groups)),
+        )
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class Keys:
                     values.append(T.bind(value * params.load(channel, LANES)))
                     zero = params.load(width + channel, LANES)
                     sums[i % 2] = T.bind(vector.multiply_add(value, zero, sums[i % 2]))
-            at = T.bind(row * plan.query_words + plan.product.words(group * size))
+            at = T.bind(plan.query_at(row, group))
             unit = plan.product.write(queries.numbers, at, values)
             total = across(sums[0] + sums[1], lambda a, b: a + b)
             at = T.bind((row * plan.key_groups + group) * 2)
@@ -72,7 +81,13 @@ class Keys:
             queries.units.store(at + 1, first(total))
 
     def emit(
-        self, tile: Codes, queries: Queries, scores: Region, start: Expr, params: Region
+        self,
+        tile: Codes,
+        queries: Queries,
+        scores: Region,
+        start: Expr,
+        params: Region,
+        ahead: Ahead,
     ) -> None:
         """Emit scores of ``span`` tokens of a tile from ``start`` on, for all rows.
 
@@ -82,17 +97,16 @@ class Keys:
         size = LANES * plan.unroll
         for rows, row, count in plan.passes():
             with T.serial(count) as at, T.serial(plan.span // size) as step:
-                base, words = row + at * rows, plan.query_words
-                numbers = [queries.numbers.part((base + r) * words) for r in range(rows)]
+                ahead.ask((row // plan.rows + at) * plan.key_steps + start // size + step)
+                base = row + at * rows
+                numbers = [queries.numbers.part(plan.query_at(base + r, 0)) for r in range(rows)]
                 token = T.bind(start + step * size)
                 line = plan.key_vectors * BYTES
                 lines = [tile.codes.part((token // LANES + u) * line) for u in range(plan.unroll)]
                 this = _Step(rows, base, token, numbers, lines)
-                self._step(tile, this, queries.units, scores, params)
+                self._step(this, queries.units, scores, params)
 
-    def _step(
-        self, tile: Codes, step: _Step, units: Region, scores: Region, params: Region
-    ) -> None:
+    def _step(self, step: _Step, units: Region, scores: Region, params: Region) -> None:
         """Emit the scores of a step."""
         plan, product = self.plan, self.plan.product
         registers = plan.unroll * plan.parts
@@ -101,7 +115,7 @@ class Keys:
         for group in range(plan.key_groups):
             sums = product.sums(len(places))
             for segment in plan.segments(group):
-                self._segment(tile, step, sums, segment)
+                self._segment(step, sums, segment)
             pairs = []
             for r in range(step.rows):
                 at = T.bind(((step.row + r) * plan.key_groups + group) * 2)
@@ -123,7 +137,7 @@ class Keys:
             at = (step.row + r) * plan.tile + step.token + i * product.lanes
             scores.store(at, total)
 
-    def _segment(self, tile: Codes, step: _Step, sums: Sums, segment: Segment) -> None:
+    def _segment(self, step: _Step, sums: Sums, segment: Segment) -> None:
         """Add the products of some fields of a run of vectors."""
         plan = self.plan
         rest, count = segment.first, segment.end - segment.first
@@ -137,14 +151,13 @@ class Keys:
                 rows = [row.part(block * words) for row in step.numbers]
                 lines = [line.part(block * (size * BYTES)) for line in step.lines]
                 for i in range(segment.first, segment.first + size):
-                    self._vector(tile, lines, rows, sums, segment.fields, i)
+                    self._vector(lines, rows, sums, segment.fields, i)
             rest += whole * size
         for i in range(rest, segment.end):
-            self._vector(tile, step.lines, step.numbers, sums, segment.fields, i)
+            self._vector(step.lines, step.numbers, sums, segment.fields, i)
 
     def _vector(
         self,
-        tile: Codes,
         lines: list[Region],
         rows: list[Region],
         sums: Sums,
@@ -156,9 +169,6 @@ class Keys:
         loaded: list[Expr] = []
         size = BYTES // plan.parts
         for line in lines:
-            # Each line is prefetched once, whatever the fields that are taken from it.
-            if plan.ahead and 0 in fields:
-                vector.prefetch(line.buffer, line.base + tile.ahead + at * BYTES)
             loaded += [
                 T.bind(line.load(at * BYTES + part * size, size)) for part in range(plan.parts)
             ]

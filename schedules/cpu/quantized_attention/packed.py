@@ -21,15 +21,43 @@ HALF = 2
 
 @dataclass(frozen=True)
 class Codes:
-    """A tile's codes and params, how far on (in bytes) the codes to prefetch are, and the params.
+    """A tile's codes and params, and the params to prefetch.
 
     Params are rows of scales and of zeros: of all channels, or of a tile's tokens.
     """
 
     codes: Region
     params: Region
-    ahead: Expr
     params_ahead: Region
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Codes that will be read soon: ``points`` places of the code ask for a part of them each.
+
+    Memory must stay at work all the time: a core has room for few lines on their way, and what
+    does not fit waits and holds up the rest.
+    """
+
+    codes: Region
+    lines: int
+    points: int
+
+    @property
+    def count(self) -> int:
+        """Return the lines of a point."""
+        return -(-self.lines // self.points)
+
+    def behind(self, point: Expr) -> Ahead:
+        """Return the same with points counted from one on."""
+        return Ahead(self.codes.part(point * (self.count * BYTES)), self.lines, self.points)
+
+    def ask(self, point: Expr) -> None:
+        """Prefetch the part of a point."""
+        if self.lines:
+            at = T.bind(self.codes.base + point * (self.count * BYTES))
+            for i in range(self.count):
+                vector.prefetch(self.codes.buffer, at + i * BYTES, 2)
 
 
 class PackedCache:
@@ -43,6 +71,8 @@ class PackedCache:
         self.codes, self.params = (flat(tensors[f"{which}_{name}"]) for name in ("codes", "params"))
         cache = plan.cache
         self.width, self.per_channel = cache.width(which), cache.per_channel(which)
+        # Bytes of a token.
+        self.size = self.width * cache.bits // 8
         self.groups = 1 if self.per_channel else self.width // cache.group_size
         # From a row of params to the next one.
         self.stride = self.width if self.per_channel else cache.block_tokens
@@ -52,17 +82,23 @@ class PackedCache:
         plan, tokens = self.plan, self.plan.problem.block_tokens
         heads = T.cast(item.request, "int64") * plan.problem.kv_heads + item.head
         first = T.bind(heads * self.blocks * tokens)
-        size = self.width * plan.cache.bits // 8
         later = T.bind(ahead * plan.tile)
         # Params of a group of tokens are used by all its tiles.
         reuse = self.per_channel and plan.tile < plan.problem.group_size
         params_later = start + plan.problem.group_size if reuse else later
         return Codes(
-            self.codes.part((first + start) * size),
+            self.codes.part((first + start) * self.size),
             self._params(first, start),
-            T.bind(T.cast(later - start, "int64") * size),
             self._params(first, params_later),
         )
+
+    def ahead(self, item: Item, tile: Expr, points: int) -> Ahead:
+        """Return what is to be asked for of a tile's codes, at so many points."""
+        plan, tokens = self.plan, self.plan.problem.block_tokens
+        heads = T.cast(item.request, "int64") * plan.problem.kv_heads + item.head
+        first = heads * self.blocks * tokens + tile * plan.tile
+        lines = plan.tile * self.size // BYTES if plan.ahead else 0
+        return Ahead(self.codes.part(first * self.size), lines, points)
 
     def _params(self, first: Expr, start: Expr) -> Region:
         cache = self.plan.cache

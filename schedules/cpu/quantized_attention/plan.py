@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from wattune.ops.kv_quantization import LANES, QUAD
 from wattune.ops.quantized_decode_attention import QuantizedDecodeAttention
@@ -11,6 +12,8 @@ from wattune.ops.quantized_kv_cache import QuantizedKVCache
 from wattune.schedules.areas import Areas
 from wattune.schedules.cpu.attention.plan import Plan, Scratch
 from wattune.schedules.cpu.quantized_attention.product import BLOCK, Product
+
+Expr = Any
 
 # Quads in a block of numbers: loops over vectors of codes take so many at a time.
 STEP = BLOCK // QUAD
@@ -71,6 +74,11 @@ class QuantizedPlan:
         return min(self.tile, self.problem.group_size) if self.per_channel else self.tile
 
     @property
+    def spans(self) -> int:
+        """Return the spans of a tile."""
+        return self.tile // self.span
+
+    @property
     def key_groups(self) -> int:
         """Return the groups of channels of a key."""
         return 1 if self.per_channel else self.problem.head_dim // self.problem.group_size
@@ -100,11 +108,50 @@ class QuantizedPlan:
         """Return the words of a query's weights for one group of channels."""
         return self.product.words(self.tile)
 
+    def query_at(self, row: Expr, group: int) -> Expr:
+        """Return the word at which the numbers of a query's group of channels start."""
+        size = self.problem.head_dim // self.key_groups
+        return row * self.query_words + self.product.words(group * size)
+
+    def weight_at(self, row: Expr, group: Expr) -> Expr:
+        """Return the word at which the numbers of a row's weights for a group start."""
+        return (row * self.value_groups + group) * self.weight_words
+
     def passes(self) -> tuple[tuple[int, int, int], ...]:
         """Return each kind of pass over rows: rows of a pass, first row, how many passes."""
         whole, rest = divmod(self.base.item_rows, self.rows)
         found = [(self.rows, 0, whole)] if whole else []
         return (*found, (rest, whole * self.rows, 1)) if rest else tuple(found)
+
+    @property
+    def key_steps(self) -> int:
+        """Return the steps of a pass over a tile's keys."""
+        return self.tile // (LANES * self.unroll)
+
+    @property
+    def value_blocks(self) -> int:
+        """Return the steps over tokens of some columns of a tile's values."""
+        return max(1, self.tile // BLOCK)
+
+    @property
+    def value_steps(self) -> int:
+        """Return the steps of a pass over a tile's values."""
+        return -(-self.problem.value_dim // LANES // self.columns) * self.value_blocks
+
+    @property
+    def score_points(self) -> int:
+        """Return where codes of values are asked for: steps over keys, rows of the softmax."""
+        return self.key_steps * self.pass_count + self.base.item_rows
+
+    @property
+    def value_points(self) -> int:
+        """Return where codes of keys are asked for: rows of weights, steps over values."""
+        return self.base.item_rows + self.value_steps * self.pass_count
+
+    @property
+    def pass_count(self) -> int:
+        """Return the passes over rows."""
+        return -(-self.base.item_rows // self.rows)
 
     def channel(self, field: int, vector: int) -> int:
         """Return the first channel of a field of a vector of key codes."""
@@ -137,9 +184,9 @@ class QuantizedPlan:
         """Yield a thread's areas and their bytes."""
         problem, tile = self.problem, self.tile
         yield "query", 4 * rows * problem.head_dim
-        yield "numbers", 4 * rows * self.query_words
+        yield "numbers", 4 * rows * self.query_words * self.spans
         # The unit of a query's numbers and the sum that its keys' zeros are multiplied by.
-        yield "units", 8 * rows * self.key_groups
+        yield "units", 8 * rows * self.key_groups * self.spans
         yield "scores", 4 * rows * tile
         yield "weights", 4 * rows * self.value_groups * self.weight_words
         yield "weight_units", 4 * rows * self.value_groups

@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 
 from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.attention.memory import Region
-from wattune.schedules.cpu.quantized_attention.lanes import across, fold, magnitude
+from wattune.schedules.cpu.quantized_attention.lanes import across, first, fold, magnitude
 from wattune.schedules.cpu.vector import LANES, Registers
 
 Expr = Any
@@ -123,23 +123,34 @@ class ByteProduct(Product):
 
     def write(self, row: Region, at: Expr, values: Sequence[Expr]) -> Expr:
         """Scale, round and split."""
+        bits, unit = self._integers(values)
+        for i in range(0, len(bits), 2):
+            # The second half of a block that is not full is never read.
+            pair = bits[i : i + 2] if i + 1 < len(bits) else [bits[i]] * 2
+            row.store(at + i * (LANES * self.width // 4), self._split(pair))
+        return unit
+
+    @staticmethod
+    def _integers(values: Sequence[Expr]) -> tuple[list[Expr], Expr]:
+        """Return vectors as integers, `_FLIPPED` in the low byte flipped, and their unit."""
         peak = across(fold([magnitude(value) for value in values], T.max), T.max)
         # A row of zeros stays one.
         peak = T.bind(T.max(peak, math.real(1e-30, LANES)))
-        scale = T.bind(math.real(GREATEST, LANES) / peak)
+        # One division: that of a vector takes four times as long.
+        scale = T.bind(vector.splat(T.bind(T.float32(GREATEST) / first(peak)), LANES))
         rounder = math.real(_ROUNDER, LANES)
         bits = [
             T.reinterpret("uint8x64", T.bind(vector.multiply_add(value, scale, rounder)))
             for value in values
         ]
+        return bits, T.bind(peak * math.real(1 / GREATEST, LANES))
+
+    @staticmethod
+    def _split(pair: Sequence[Expr]) -> Expr:
+        """Return the low bytes of two vectors of integers, then the high ones."""
         order = [4 * number + byte for byte in (0, 1) for number in range(BLOCK)]
         flip = T.reinterpret("uint8x64", vector.constant([_FLIPPED] * BLOCK + [0] * BLOCK))
-        for i in range(0, len(bits), 2):
-            # The second half of a block that is not full is never read.
-            pair = bits[i : i + 2] if i + 1 < len(bits) else [bits[i]] * 2
-            split = T.bitwise_xor(T.Shuffle(pair, order), flip)
-            row.store(at + i * (LANES * self.width // 4), T.reinterpret("int32x16", split))
-        return T.bind(peak * math.real(1 / GREATEST, LANES))
+        return T.reinterpret("int32x16", T.bitwise_xor(T.Shuffle(pair, order), flip))
 
     def unpack(self, codes: Expr) -> list[Expr]:
         """Return the bytes."""

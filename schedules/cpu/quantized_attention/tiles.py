@@ -64,8 +64,8 @@ class TileStream(ABC):
         """Return a tile by its place in the item."""
 
     @abstractmethod
-    def ahead(self, item: Item, at: Expr) -> Expr:
-        """Return the number of the tile to prefetch with the one at a place."""
+    def ahead(self, item: Item, at: Expr, tiles: int) -> Expr:
+        """Return the number of the tile so many (at most the plan's) behind the one at a place."""
 
 
 class DenseTiles(TileStream):
@@ -88,10 +88,10 @@ class DenseTiles(TileStream):
         first = T.bind(self._first(item))
         return Tile(T.bind(first // self.plan.tile + at), first, item.length)
 
-    def ahead(self, item: Item, at: Expr) -> Expr:
+    def ahead(self, item: Item, at: Expr, tiles: int) -> Expr:
         """Return a tile further on."""
         first = self._first(item)
-        return first // self.plan.tile + at + self.plan.ahead
+        return first // self.plan.tile + at + tiles
 
 
 class ListedTiles(TileStream):
@@ -174,6 +174,7 @@ class ListedTiles(TileStream):
         slot = T.bind(at % RING * 3)
         return Tile(*(T.bind(self.ring.load(slot + i)) for i in range(3)))
 
-    def ahead(self, item: Item, at: Expr) -> Expr:
-        """Return the tile described last."""
-        return self.ring.load((self.cursor.load(2) - 1) % RING * 3)
+    def ahead(self, item: Item, at: Expr, tiles: int) -> Expr:
+        """Return a tile that is described already."""
+        last = self.cursor.load(2) - 1
+        return self.ring.load(T.min(at + tiles, last) % RING * 3)

@@ -15,7 +15,7 @@ from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.quantized_attention.keys import field_of
 from wattune.schedules.cpu.quantized_attention.lanes import across, first
-from wattune.schedules.cpu.quantized_attention.packed import Codes
+from wattune.schedules.cpu.quantized_attention.packed import Ahead, Codes
 from wattune.schedules.cpu.quantized_attention.plan import QuantizedPlan
 from wattune.schedules.cpu.quantized_attention.product import BLOCK, QUAD, Sums
 from wattune.schedules.cpu.vector import BYTES, LANES
@@ -76,57 +76,54 @@ class PackedValues:
                 scaled.append(T.bind(weight * params.load(at, LANES)))
                 total = T.bind(vector.multiply_add(weight, params.load(at + tile, LANES), total))
             weights.zeros.store(slot * LANES, total)
-            at = T.bind(slot * plan.weight_words)
+            at = T.bind(plan.weight_at(row, group))
             weights.units.store(slot, first(plan.product.write(weights.numbers, at, scaled)))
 
-    def emit(self, tile: Codes, weights: Weights, sums: Region) -> None:
+    def emit(self, tile: Codes, weights: Weights, sums: Region, ahead: Ahead) -> None:
         """Emit the products of a tile, for all rows."""
         plan = self.plan
         vectors = plan.problem.value_dim // LANES
         columns = min(plan.columns, vectors)
+        whole, rest = divmod(vectors, columns)
         for rows, row, count in plan.passes():
             with T.serial(count) as at:
                 base = T.bind(row + at * rows)
-                with T.serial(vectors // columns) as part:
-                    self._pass(tile, weights, sums, rows, base, columns, part * columns)
-                if rest := vectors % columns:
-                    self._pass(tile, weights, sums, rows, base, rest, T.int32(vectors - rest))
+                point = plan.base.item_rows + (row // plan.rows + at) * plan.value_steps
+                later = ahead.behind(point)
+                with T.serial(whole) as part:
+                    this = self._some(rows, base, columns, T.bind(part * columns))
+                    later_part = later.behind(part * plan.value_blocks)
+                    self._pass(tile, weights, sums, this, later_part)
+                if rest:
+                    this = self._some(rows, base, rest, T.int32(vectors - rest))
+                    self._pass(tile, weights, sums, this, later.behind(whole * plan.value_blocks))
 
-    def _pass(
-        self,
-        tile: Codes,
-        weights: Weights,
-        sums: Region,
-        rows: int,
-        row: Expr,
-        columns: int,
-        column: Expr,
-    ) -> None:
+    def _some(self, rows: int, row: Expr, columns: int, column: Expr) -> _Pass:
+        group = T.bind(column // self.per_group)
+        return _Pass(rows, row, columns, column, group, min(columns, self.per_group))
+
+    def _pass(self, tile: Codes, weights: Weights, sums: Region, this: _Pass, ahead: Ahead) -> None:
         """Emit one pass over the tokens of a tile."""
         plan, product = self.plan, self.plan.product
-        together = min(columns, self.per_group)
-        column, group = T.bind(column), T.bind(column // self.per_group)
         numbers = {}
-        for r in range(rows):
-            for c in range(0, columns, together):
-                slot = (row + r) * plan.value_groups + group + c // self.per_group
-                numbers[r, c] = weights.numbers.part(slot * plan.weight_words)
-        this = _Pass(rows, row, columns, column, group, together)
-        held = product.sums(rows * columns * plan.parts)
-        tokens = QUAD * plan.fields
-        unroll = min(plan.tile, BLOCK) // tokens
-        with held.loop(plan.tile // (tokens * unroll)) as step:
+        for r in range(this.rows):
+            for c in range(0, this.columns, this.together):
+                at = plan.weight_at(this.row + r, this.group + c // self.per_group)
+                numbers[r, c] = weights.numbers.part(at)
+        held = product.sums(this.rows * this.columns * plan.parts)
+        unroll = min(plan.tile, BLOCK) // (QUAD * plan.fields)
+        with held.loop(plan.value_blocks) as step:
+            ahead.ask(step)
             words = T.bind(step * product.words(BLOCK))
             parts = {place: row.part(words) for place, row in numbers.items()}
             size = plan.problem.value_dim // LANES
-            line = tile.codes.part((step * (unroll * size) + column) * BYTES)
+            line = tile.codes.part((step * (unroll * size) + this.column) * BYTES)
             for u in range(unroll):
-                self._vector(tile, this, held, u, line, parts)
+                self._vector(this, held, u, line, parts)
         self._add(weights, this, held, sums)
 
     def _vector(
         self,
-        tile: Codes,
         this: _Pass,
         held: Sums,
         at: int,
@@ -139,8 +136,6 @@ class PackedValues:
         loaded: list[Expr] = []
         for c in range(this.columns):
             start = (at * (plan.problem.value_dim // LANES) + c) * BYTES
-            if plan.ahead:
-                vector.prefetch(line.buffer, line.base + tile.ahead + start)
             loaded += [T.bind(line.load(start + part * size, size)) for part in range(plan.parts)]
         count = this.together * plan.parts
         for field in range(plan.fields):
