@@ -123,7 +123,11 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "wattune.schedules.cpu.quantized_attention",
         "wattune.schedules.cpu.quantized_kv_cache",
     ),
-    "cuda": ("wattune.schedules.cuda.selection", "wattune.schedules.cuda.kv_cache"),
+    "cuda": (
+        "wattune.schedules.cuda.selection",
+        "wattune.schedules.cuda.kv_cache",
+        "wattune.schedules.cuda.quantized_kv_cache",
+    ),
 }
 
 

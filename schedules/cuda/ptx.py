@@ -37,6 +37,11 @@ def put(buffer: Buffer, at: Expr, value: Expr) -> None:
     T.buffer_store(buffer, value, [at])
 
 
+def load_wide(into: Buffer, first: int, buffer: Buffer, at: Expr, count: int) -> None:
+    """Load 2 or 4 elements from ``at`` on in one access, aligned to its size."""
+    T.buffer_store(into, buffer.vload([at], f"{buffer.dtype}x{count}"), [T.ramp(first, 1, count)])
+
+
 # Copies to shared memory that go on beside the program.
 
 
@@ -197,6 +202,16 @@ def unpack(into: Sequence[Expr], word: Expr, dtype: str) -> None:
 def put_in(place: Expr, value: Expr) -> None:
     """Assign to an element of a register array."""
     T.buffer_store(place.source, value, list(place.indices))
+
+
+def multiply_pairs(into: Expr, a: Expr, b: Expr, dtype: str) -> None:
+    """Multiply two 16-bit floats at once (mul.rn)."""
+    _emit(f"mul.rn.{SHORT[dtype]}x2", into, a, b)
+
+
+def divide(into: Expr, a: Expr, b: Expr) -> None:
+    """Divide fp32 as IEEE 754 does, to nearest (div.rn)."""
+    _emit("div.rn.f32", into, a, b)
 
 
 def permute_bytes(into: Expr, low: Expr, high: Expr, selector: Expr) -> None:
