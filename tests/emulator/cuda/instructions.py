@@ -116,8 +116,7 @@ INSTRUCTIONS: tuple[tuple[str, str], ...] = (
     (rf"mbarrier\.arrive\.expect_tx{_MBAR}", "ptx::mbarrier_arrive_expect(%*)"),
     (rf"mbarrier\.expect_tx{_MBAR}", "ptx::mbarrier_expect(%*)"),
     (rf"mbarrier\.arrive{_MBAR}", "ptx::mbarrier_arrive(%*)"),
-    (rf"mbarrier\.try_wait(?:\.parity)?{_MBAR}", "ptx::mbarrier_wait<true>(%*)"),
-    (rf"mbarrier\.test_wait(?:\.parity)?{_MBAR}", "ptx::mbarrier_wait<false>(%*)"),
+    (rf"mbarrier\.(?:try|test)_wait(?:\.parity)?{_MBAR}", "ptx::mbarrier_try(%*)"),
     # Barriers, fences, hints; only barriers do something.
     (
         r"bar\.sync|barrier\.sync(?:\.aligned)?|barrier\.cta\.sync(?:\.aligned)?",

@@ -19,7 +19,7 @@ _ALIGNED = re.compile(
     re.M,
 )
 _KERNEL = re.compile(
-    r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)\s*\{'
+    r'extern "C" __global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(([^)]*)\)\s*\{'
 )
 
 

@@ -117,9 +117,8 @@ uint64_t mbarrier_expect(uint32_t at, uint32_t bytes, bool arrives) {
   return token;
 }
 
-bool mbarrier_try(uint32_t at, uint32_t parity, bool waits) {
+bool mbarrier_try(uint32_t at, uint32_t parity) {
   Mbarrier &m = mbarrier(at);
-  if (waits) wait_while(&m.phase, parity & 1, "an mbarrier");
   if (m.phase != (parity & 1)) return true;
   poll("an mbarrier");
   return m.phase != (parity & 1);

@@ -15,8 +15,9 @@ void mbarrier_init(uint32_t at, uint32_t count);
 void mbarrier_invalidate(uint32_t at);
 uint64_t mbarrier_arrive(uint32_t at, uint32_t count);
 uint64_t mbarrier_expect(uint32_t at, uint32_t bytes, bool arrives);
-// True once the phase of this parity is over; `waits`: only then.
-bool mbarrier_try(uint32_t at, uint32_t parity, bool waits);
+// True once the phase of this parity is over. Never waits for it, as hardware need not: one try is
+// not enough.
+bool mbarrier_try(uint32_t at, uint32_t parity);
 void mbarrier_after_copies(uint32_t at, bool counted);
 
 // cp.async.bulk: lands when every thread waits, and then completes bytes of the mbarrier.

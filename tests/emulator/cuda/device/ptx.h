@@ -183,9 +183,9 @@ inline void mbarrier_arrive_expect(A &token, Shared at, uint32_t bytes) {
   put(token, emu::mbarrier_expect(at, bytes, true));
 }
 inline void mbarrier_expect(Shared at, uint32_t bytes) { emu::mbarrier_expect(at, bytes, false); }
-template <bool waits, class P, class S>
-inline void mbarrier_wait(P &done, Shared at, S phase, uint32_t = 0) {
-  done = emu::mbarrier_try(at, (uint32_t)phase, waits);
+template <class P, class S>
+inline void mbarrier_try(P &done, Shared at, S phase, uint32_t = 0) {
+  done = emu::mbarrier_try(at, (uint32_t)phase);
 }
 inline void bulk_load(Shared to, Global from, uint32_t bytes, Shared mbarrier) {
   emu::copy_bulk(to, from, bytes, mbarrier);
