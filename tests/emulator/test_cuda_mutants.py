@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.emulator.cuda.run import LaunchError, launch
 
-from wattune.compiler.cuda import nvcc
+from wattune.compiler.cuda import device_code
 from wattune.errors import MissingDependencyError
 
 SOURCE = Path(__file__).with_name("split_decode.cu").read_text()
@@ -107,7 +107,7 @@ def test_the_kernel_is_right(tokens: int, splits: int) -> None:
 
 def test_it_is_a_kernel_for_gpus() -> None:
     try:
-        image = nvcc.compile_image(SOURCE, ["sm_90a"])
+        image = device_code.compile_image(SOURCE, ["sm_90a"])
     except MissingDependencyError as error:
         pytest.skip(str(error))
     assert image.usage["decode", "sm_90a"].spill_stores == 0
