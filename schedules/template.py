@@ -124,6 +124,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "wattune.schedules.cpu.quantized_kv_cache",
     ),
     "cuda": (
+        "wattune.schedules.cuda.attention",
         "wattune.schedules.cuda.selection",
         "wattune.schedules.cuda.kv_cache",
         "wattune.schedules.cuda.quantized_kv_cache",

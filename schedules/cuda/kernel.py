@@ -12,8 +12,8 @@ from wattune.schedules.program import Tensors
 Expr = Any
 Buffer = Any
 
-# Bounds that no grid and no buffer reaches. The real ones are run-time sizes; in them TVM would
-# find common parts with the body and pass those as parameters of its own.
+# Bounds that no grid and no buffer reaches, for those that are known at run time only. TVM would
+# find common parts of the real ones and of the body, and pass those as parameters of its own.
 _GRID = (1 << 30, 65535, 65535)
 _ELEMENTS = 1 << 48
 
@@ -22,14 +22,15 @@ _ELEMENTS = 1 << 48
 class Block:
     """What a kernel's body works on: where it is in the grid, its tensors and its integers.
 
-    ``x``, ``y``, ``z`` number the block, ``thread`` the thread in it; all are int32, the integers
-    are int64.
+    ``x``, ``y``, ``z`` number the block, ``thread`` the thread in it, of ``threads``; all are
+    int32, the integers are int64.
     """
 
     x: Expr
     y: Expr
     z: Expr
     thread: Expr
+    threads: int
     pointers: Mapping[str, Expr]
     integers: Mapping[str, Expr]
 
@@ -39,9 +40,11 @@ class Block:
 
         return T.decl_buffer((T.int64(_ELEMENTS),), dtype, data=self.pointers[name])
 
-    def has(self, name: str) -> bool:
-        """Say whether the kernel has such a tensor."""
-        return name in self.pointers
+    def table(self, name: str, inner: Sequence[Expr]) -> Buffer:
+        """Return an int32 tensor of any number of rows whose other sizes are ``inner``."""
+        from tvm.script import tirx as T
+
+        return T.decl_buffer((T.int64(_ELEMENTS), *inner), "int32", data=self.pointers[name])
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,16 @@ def gpu_kernel(
     threads: int,
     body: Callable[[Block], None],
     blocks: int = 0,
-    grid: str = "",
+    grid: Sequence[int | str] = (0, 0, 0),
 ) -> Any:
     """Return a kernel of ``threads`` a block for `gpu_program`; ``body`` emits its statements.
 
     ``tensors`` maps names to dtypes (those of `Block.view` may differ), ``integers`` names what
-    is passed by value. ``blocks``: how many of a block an SM must have room for, which caps the
-    registers of a thread; 0 leaves them to the compiler. ``grid`` names the integer that is the
-    size of a grid of one axis, for bodies that multiply the block's number: with a bound instead,
-    TVM refuses products in 32 bits that the bound would overflow.
+    is passed by value. ``blocks``: how many of a block an SM must hold at once, which caps the
+    registers of a thread; 0 leaves them to the compiler. ``grid``: the blocks in each direction,
+    as far as known: a number, the name of an integer that the body does not use otherwise, or 0
+    for any, up to 2^30 in x and 65535 in y and z. With 0, TVM refuses products of the block's
+    number in 32 bits that so large a grid would overflow.
     """
     from tvm.script import tirx as T
     from tvm.script.ir_builder import IRBuilder
@@ -98,19 +102,24 @@ def gpu_kernel(
             pointers = {t: builder.arg(f"{t}_ptr", T.handle(kind)) for t, kind in tensors.items()}
             values = {n: builder.arg(n, T.int64()) for n in integers}
             T.device_entry()
-            if grid:
-                x, y, z = T.cta_id([T.cast(values[grid], "int32")]), T.int32(0), T.int32(0)
-            else:
-                x, y, z = T.cta_id(list(_GRID))
+            x, y, z = T.cta_id([_extent(size, values) for size in _whole(grid)])
             thread = T.thread_id([threads])
-            room = (
-                T.attr({"tirx.launch_bounds_min_blocks_per_sm": blocks})
-                if blocks
-                else nullcontext()
-            )
-            with room:
-                body(Block(x, y, z, thread, pointers, values))
+            held = {"tirx.launch_bounds_min_blocks_per_sm": blocks}
+            with T.attr(held) if blocks else nullcontext():
+                body(Block(x, y, z, thread, threads, pointers, values))
         return ir.get()
+
+
+def _whole(grid: Sequence[int | str]) -> list[int | str]:
+    """Return the extents of all three directions, those that are not known at their most."""
+    sizes = [*grid, 1, 1][:3]
+    return [size or most for size, most in zip(sizes, _GRID, strict=True)]
+
+
+def _extent(size: int | str, integers: Mapping[str, Expr]) -> Expr:
+    from tvm.script import tirx as T
+
+    return T.cast(integers[size], "int32") if isinstance(size, str) else size
 
 
 def passed(tensors: Tensors, names: Sequence[str], **integers: Any) -> dict[str, Any]:

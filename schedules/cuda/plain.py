@@ -70,7 +70,7 @@ class PlainTemplate(CudaTemplate):
                 kernel.threads,
                 partial(_emit, kernel, arguments),
                 kernel.resident,
-                _GRID,
+                (_GRID,),
             )
             for name, kernel in kernels.items()
         }

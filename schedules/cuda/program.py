@@ -87,7 +87,8 @@ def gpu_program(
     host = tensor_program(arguments, sizes, lambda tensors: body(tensors, launch))
     if unused := sorted(set(kernels) - set(passed)):
         raise ScheduleError(f"kernel {unused[0]!r} is never launched")
-    return GpuProgram(host, dict(kernels), passed, registers, blocks)
+    # Launches name kernels by their number, so all is in the order of ``kernels``.
+    return GpuProgram(host, dict(kernels), {n: passed[n] for n in names}, registers, blocks)
 
 
 def _emit(

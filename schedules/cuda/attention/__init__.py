@@ -1,0 +1,18 @@
+"""CUDA templates of decode attention: one generator of kernels for all operators."""
+
+from __future__ import annotations
+
+from wattune.schedules.cuda.attention.base import (
+    BlockSparseTemplate,
+    DecodeAttentionTemplate,
+    RectifyTemplate,
+    TokenSparseTemplate,
+)
+from wattune.schedules.template import Template
+
+TEMPLATES: tuple[Template, ...] = (
+    DecodeAttentionTemplate(),
+    BlockSparseTemplate(),
+    TokenSparseTemplate(),
+    RectifyTemplate(),
+)

@@ -1,0 +1,186 @@
+"""The knobs of attention kernels on GPUs: values, defaults, constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from wattune.ops import operator
+from wattune.schedules.areas import round_up
+from wattune.schedules.attention import Items
+from wattune.schedules.cuda.attention.plan import KEYS, ROWS, Plan
+from wattune.schedules.space import Constraint, Knob, Value, powers_of_two
+from wattune.schedules.target import Target
+
+REGISTERS = 65536
+MOST_REGISTERS = 255
+# Registers of a thread beside sums, queries, scores and operands.
+_SPARE = 56
+# Shared memory of a block that the driver keeps.
+_RESERVED = 1024
+_WARPS = 16
+# Keys of a split below which merging costs more than it saves.
+_LEAST_SPLIT = 256
+
+
+def hopper(target: Target) -> bool:
+    """Say whether the target has the copy engine and dependent launches."""
+    return target.arch >= "sm_90"
+
+
+def plan_of(problem: Any, target: Target, values: Mapping[str, Value]) -> Plan:
+    """Return the schedule."""
+    return Plan(
+        problem=problem,
+        keys=int(values["keys"]),
+        teams=int(values["teams"]),
+        row_warps=int(values["row_warps"]),
+        rows=int(values["rows"]),
+        stages=int(values["stages"]),
+        copies=str(values["copies"]),
+        shape=str(values["shape"]),
+        queries=str(values["queries"]),
+        splits=int(values["splits"]),
+        split_keys=int(values["split_keys"]),
+        combine=str(values["combine"]),
+        blocks=int(values["blocks"]),
+        dependent=hopper(target),
+    )
+
+
+def registers_of(plan: Plan) -> int:
+    """Estimate the registers of a thread: accumulators, held queries, operands."""
+    tiles, problem = plan.rows // ROWS, plan.problem
+    sums = 4 * tiles * (problem.value_dim // KEYS)
+    scores = 4 * tiles * (plan.keys // KEYS)
+    held = 2 * tiles * (problem.head_dim // KEYS) if plan.queries == "registers" else 4 * tiles
+    return sums + scores + held + 6 * tiles + _SPARE
+
+
+def room(plan: Plan, target: Target) -> int:
+    """Return how many blocks fit an SM at once, by shared memory and registers."""
+    by_shared = (target.l1 + _RESERVED) // (plan.shared.bytes + _RESERVED)
+    by_registers = REGISTERS // (
+        plan.threads * round_up(min(MOST_REGISTERS, registers_of(plan)), 8)
+    )
+    return max(1, min(by_shared, by_registers))
+
+
+def knobs(problem: Any, target: Target) -> tuple[Knob, ...]:
+    """Return the knobs, in the words of `Plan`."""
+    found = _defaults(problem, target)
+    whole = problem.head_dim % 64 == problem.value_dim % 64 == 0
+    listed = plan_of(problem, target, found).listed
+    splits = tuple(sorted({*powers_of_two(1, 64), int(found["splits"])}))
+    values: dict[str, tuple[Value, ...]] = {
+        "keys": (16, 32),
+        "teams": (1, 2, 4, 8),
+        "row_warps": (1, 2, 4),
+        "rows": (8, 16, 32),
+        "stages": (2, 3, 4, 6, 8),
+        "copies": ("async", "bulk") if hopper(target) else ("async",),
+        "shape": ("pad", "xor") if whole else ("pad",),
+        "queries": ("registers", "shared"),
+        "splits": splits,
+        "split_keys": (_LEAST_SPLIT,) if listed else (_LEAST_SPLIT, 512, 1024, 2048),
+        "combine": ("kernel", "last"),
+        "blocks": (0, 1, 2, 3, 4),
+    }
+    return tuple(Knob(name, options, found[name]) for name, options in values.items())
+
+
+def _defaults(problem: Any, target: Target) -> dict[str, Value]:
+    """Choose a schedule: rows as they come, two blocks an SM, enough splits for all SMs.
+
+    16 rows a warp keep sums and queries in registers; more rows take more warps of a team, which
+    share its tiles. Of what shared memory allows, deep rings in two blocks keep the most bytes on
+    their way: one block loads while the other merges.
+    """
+    rows = round_up(Items(problem).item_rows, ROWS)
+    found: dict[str, Value] = {
+        "keys": 16,
+        "teams": 4,
+        "row_warps": min(4, 1 << (-(-rows // 16) - 1).bit_length()) if rows > 16 else 1,
+        "rows": min(rows, 16),
+        "stages": 2,
+        "copies": "async",
+        "shape": "pad",
+        "queries": "registers",
+        "splits": 1,
+        "split_keys": _LEAST_SPLIT,
+        "combine": "kernel",
+        "blocks": 0,
+    }
+    if int(found["row_warps"]) > 1:
+        found["teams"] = 2
+        found["keys"] = 32
+    for blocks, stages in ((2, 4), (2, 3), (1, 4), (2, 2), (1, 3), (1, 2)):
+        found["stages"] = stages
+        if room(plan_of(problem, target, found), target) >= blocks:
+            break
+    plan = plan_of(problem, target, found)
+    found["splits"] = _splits(plan, target, room(plan, target))
+    return found
+
+
+def _splits(plan: Plan, target: Target, blocks: int) -> int:
+    """Return the least splits that keep all SMs busy to the end."""
+    problem: Any = plan.problem
+    items = int(problem.batch * problem.kv_heads * plan.items * plan.row_tiles)
+    slots = target.cores * blocks
+    op: Any = operator(problem.operator)
+    keys = op.keys_read(problem) // plan.items
+    most = max(1, min(64, keys // _LEAST_SPLIT))
+
+    def use(splits: int) -> float:
+        waves = items * splits / slots
+        return waves / -(-items * splits // slots)
+
+    best = max(use(s) for s in range(1, most + 1))
+    return next(s for s in range(1, most + 1) if use(s) >= 0.95 * best)
+
+
+def constraints(problem: Any, target: Target) -> tuple[Constraint, ...]:
+    """Return the rules between knobs."""
+
+    def plan(values: Mapping[str, Value]) -> Plan:
+        return plan_of(problem, target, values)
+
+    def registers(values: Mapping[str, Value]) -> bool:
+        made = plan(values)
+        most = REGISTERS // (made.threads * max(1, made.blocks))
+        return registers_of(made) <= min(MOST_REGISTERS, most)
+
+    return (
+        Constraint(
+            f"a block has 2 to {_WARPS} warps",
+            lambda v: 2 <= int(v["teams"]) * int(v["row_warps"]) <= _WARPS,
+        ),
+        Constraint(
+            "every warp must have a query row",
+            lambda v: (
+                (int(v["row_warps"]) - 1) * int(v["rows"]) < plan(v).item_rows
+                and int(v["rows"]) <= max(ROWS, 2 * plan(v).item_rows - 1)
+            ),
+        ),
+        Constraint(
+            f"blocks must fit {target.l1} bytes of shared memory",
+            lambda v: (
+                max(1, int(v["blocks"])) * (plan(v).shared.bytes + _RESERVED)
+                <= target.l1 + _RESERVED
+            ),
+        ),
+        Constraint("registers must hold sums, queries and scores", registers),
+        Constraint(
+            "bulk copies fill padded rows",
+            lambda v: v["copies"] == "async" or v["shape"] == "pad",
+        ),
+        Constraint(
+            "without splits there is nothing to combine",
+            lambda v: int(v["splits"]) > 1 or v["combine"] == "kernel",
+        ),
+        Constraint(
+            "without splits there is no least split",
+            lambda v: int(v["splits"]) > 1 or int(v["split_keys"]) == _LEAST_SPLIT,
+        ),
+    )

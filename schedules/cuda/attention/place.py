@@ -1,0 +1,96 @@
+"""Where a block is: its item, its split, its rows; its warps and their teams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+
+from wattune.schedules.attention import Item, Rows, visible
+from wattune.schedules.cuda.attention.plan import Plan
+from wattune.schedules.cuda.base import WARP
+from wattune.schedules.cuda.kernel import Block
+from wattune.schedules.program import Tensors
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the numbers of a block and of a thread mean; all int32.
+
+    ``first`` and ``end`` bound the positions that some query of the item sees.
+    """
+
+    plan: Plan
+    block: Block
+    item: Item
+    split: Expr
+    row_tile: Expr
+    first: Expr
+    end: Expr
+
+    @classmethod
+    def of(cls, plan: Plan, block: Block) -> Place:
+        """Read the block's numbers and its request's length."""
+        item = item_of(plan, block, block.z, block.y)
+        first, end = visible(plan, item)
+        row_tile = T.bind(block.x % plan.row_tiles)
+        return cls(plan, block, item, T.bind(block.x // plan.row_tiles), row_tile, first, end)
+
+    @property
+    def lane(self) -> Expr:
+        """Return the number of the thread in its warp."""
+        return self.block.thread % WARP
+
+    @property
+    def team(self) -> Expr:
+        """Return the number of the thread's team."""
+        return self.block.thread // self.plan.team_threads
+
+    @property
+    def in_team(self) -> Expr:
+        """Return the number of the thread in its team."""
+        return self.block.thread % self.plan.team_threads
+
+    @property
+    def first_row(self) -> Expr:
+        """Return the first query row of the block in its item."""
+        return self.row_tile * self.plan.block_rows
+
+    @property
+    def warp_row(self) -> Expr:
+        """Return the first query row of the warp in its block."""
+        return self.in_team // WARP * self.plan.rows
+
+    @property
+    def rows(self) -> Rows:
+        """Return the rows of the item's part of the caches."""
+        return rows_of(self.plan, self.block, self.item)
+
+
+def rows_of(plan: Plan, block: Block, item: Item) -> Rows:
+    """Return the rows of an item's part of the caches."""
+    buffers = {}
+    if plan.problem.page_size:
+        buffers["page_table"] = block.table("page_table", (block.integers["max_pages"],))
+    return Rows(plan.problem, Tensors(buffers, block.integers), item.request, item.head)
+
+
+def item_of(plan: Plan, block: Block, request: Expr, number: Expr) -> Item:
+    """Return an item by the number of its head and list in its request."""
+    length = T.bind(block.view("seq_lens", "int32")[T.cast(request, "int64")])
+    return Item(request, number // plan.items, number % plan.items, length)
+
+
+def chunks_of(plan: Plan, first: Expr, end: Expr) -> tuple[Expr, Expr]:
+    """Return the tiles of a dense item, and into how many splits they are cut.
+
+    Both depend on the request's own length alone, so its result does not depend on the batch.
+    """
+    tiles = T.bind(T.max(end - first + (plan.block_keys - 1), T.int32(0)) // plan.block_keys)
+    if plan.splits == 1:
+        return tiles, T.int32(1)
+    least = (tiles + (plan.split_tiles - 1)) // plan.split_tiles
+    return tiles, T.bind(T.max(T.min(least, T.int32(plan.splits)), T.int32(1)))

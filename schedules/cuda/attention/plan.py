@@ -1,0 +1,117 @@
+"""Sizes that a schedule of an attention kernel decides: teams, tiles, rings, splits, scratch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wattune.schedules.areas import Areas
+from wattune.schedules.attention import Items
+from wattune.schedules.cuda.base import WARP
+
+# Elements that one copy of 16 bytes moves, all caches being of 16 bits.
+CHUNK = 8
+# Rows and keys of a matrix product: S^T[16 keys, 8 rows], O^T[16 columns, 8 rows].
+ROWS = 8
+KEYS = 16
+# Floats added to a row of sums in shared memory, so that lanes' stores meet no bank twice.
+SUMS_PADDING = 4
+
+
+@dataclass(frozen=True)
+class Plan(Items):
+    """One schedule of one problem.
+
+    A block works on one split of an item's keys, for ``rows * row_warps`` of its query rows. It
+    is ``teams`` of ``row_warps`` warps: a team streams its own keys through its own ring of
+    ``stages`` tiles of ``keys`` keys, and each of its warps multiplies them with its own ``rows``.
+
+    ``copies``: ``async`` (16 bytes a lane) or ``bulk`` (rows, by the copy engine). ``shape`` of
+    rows in shared memory: ``pad`` by 16 bytes, or ``xor`` chunks with the row's number.
+    ``queries`` stay in ``registers`` or are read again from ``shared`` memory. Keys are cut into
+    at most ``splits``, of at least ``split_keys``; they are joined by a second ``kernel``, or by
+    the ``last`` block of an item. ``blocks``: how many an SM must have room for; 0 is free.
+    ``dependent``: the target can begin a kernel before the one before it has ended.
+    """
+
+    keys: int
+    teams: int
+    row_warps: int
+    rows: int
+    stages: int
+    copies: str
+    shape: str
+    queries: str
+    splits: int
+    split_keys: int
+    combine: str
+    blocks: int
+    dependent: bool
+
+    @property
+    def listed(self) -> bool:
+        """Say whether keys are named by a list."""
+        return hasattr(self.problem, "max_blocks") or hasattr(self.problem, "max_tokens")
+
+    @property
+    def threads(self) -> int:
+        """Return the threads of a block."""
+        return WARP * self.teams * self.row_warps
+
+    @property
+    def team_threads(self) -> int:
+        """Return the threads of a team."""
+        return WARP * self.row_warps
+
+    @property
+    def block_keys(self) -> int:
+        """Return the keys that all teams take at once."""
+        return self.keys * self.teams
+
+    @property
+    def block_rows(self) -> int:
+        """Return the query rows of a block."""
+        return self.rows * self.row_warps
+
+    @property
+    def row_tiles(self) -> int:
+        """Return how many blocks share the rows of an item."""
+        return -(-self.item_rows // self.block_rows)
+
+    @property
+    def split_tiles(self) -> int:
+        """Return the least tiles of all teams in a split."""
+        return max(1, self.split_keys // self.block_keys)
+
+    def stride(self, width: int) -> int:
+        """Return the elements from one row in shared memory to the next."""
+        return width + CHUNK if self.shape == "pad" else width
+
+    @property
+    def shared(self) -> Areas:
+        """Return the shared memory: rings, queries; sums of teams lie where the rings were."""
+        problem = self.problem
+        slots = self.teams * self.stages
+        rings = {
+            "k": 2 * slots * self.keys * self.stride(problem.head_dim),
+            "v": 2 * slots * self.keys * self.stride(problem.value_dim),
+        }
+        sums = 4 * self.teams * self.block_rows * (problem.value_dim + SUMS_PADDING)
+        if (short := sums - Areas.of(**rings).bytes) > 0:
+            rings["more"] = short
+        return Areas.of(
+            **rings,
+            queries=2 * self.block_rows * self.stride(problem.head_dim),
+            state=8 * self.teams * self.block_rows,
+            positions=4 * slots * self.keys if self.listed else 0,
+            barriers=8 * slots if self.copies == "bulk" else 0,
+            last=4 if self.combine == "last" else 0,
+        )
+
+    @property
+    def scratch(self) -> Areas:
+        """Return the workspace: sums and state of each split of each row, counters of items."""
+        problem = self.problem
+        items = problem.batch * problem.kv_heads * self.items
+        rows = items * self.splits * self.item_rows if self.splits > 1 else 0
+        counters = items * self.row_tiles if self.combine == "last" and rows else 0
+        return Areas.of(sums=4 * rows * problem.value_dim, state=8 * rows, counters=4 * counters)

@@ -1,0 +1,185 @@
+"""A team's ring of tiles of keys and values in shared memory, and the copies that fill it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+
+from wattune.schedules.cuda import ptx
+from wattune.schedules.cuda.attention.place import Place
+from wattune.schedules.cuda.attention.plan import CHUNK, Plan
+from wattune.schedules.cuda.kernel import Shared
+
+Expr = Any
+Buffer = Any
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Rows of ``width`` elements in shared memory, ``keys`` of them a slot.
+
+    Matrices are loaded 8 rows at a time, 16 bytes of each: `Plan.shape` puts these in different
+    banks.
+    """
+
+    plan: Plan
+    buffer: Buffer
+    width: int
+
+    @classmethod
+    def of(cls, plan: Plan, shared: Shared, name: str, rows: int, width: int) -> Slots:
+        """Return the rows of an area."""
+        stride = plan.stride(width)
+        return cls(plan, shared.view(plan.shared.starts[name], rows * stride, "uint16"), width)
+
+    def pointer(self, row: Expr, chunk: Expr, low: Expr) -> Expr:
+        """Return the pointer to 8 elements of a row, ``low`` being the row's last three bits."""
+        if self.plan.shape == "xor":
+            chunk = T.bitwise_xor(chunk, low)
+        return self.buffer.ptr_to([row * self.plan.stride(self.width) + chunk * CHUNK])
+
+
+class Ring(ABC):
+    """The slots of a block's teams, keys and values; fetched by all threads of a team."""
+
+    def __init__(self, place: Place, shared: Shared) -> None:
+        """Declare the slots and the caches they are filled from."""
+        plan, problem = place.plan, place.plan.problem
+        self.place, self.plan, self.shared = place, plan, shared
+        rows = plan.teams * plan.stages * plan.keys
+        self.k = Slots.of(plan, shared, "k", rows, problem.head_dim)
+        self.v = Slots.of(plan, shared, "v", rows, problem.value_dim)
+        self.caches = {
+            "k": place.block.view("k_cache", "uint16"),
+            "v": place.block.view("v_cache", "uint16"),
+        }
+
+    def row(self, slot: Expr) -> Expr:
+        """Return the first row of a slot of the thread's team."""
+        return (self.place.team * self.plan.stages + slot) * self.plan.keys
+
+    def barrier(self) -> None:
+        """Emit the wait for the team's threads."""
+        if self.plan.row_warps == 1:
+            ptx.warp_barrier()
+        else:
+            ptx.team_barrier(self.place.team + 1, self.plan.team_threads)
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Emit what must run before the first fetch."""
+
+    @abstractmethod
+    def fetch(self, slot: Expr, row: Expr, some: Expr | None) -> None:
+        """Begin to copy the rows that the lanes name (``row``); none where ``some`` is false."""
+
+    @abstractmethod
+    def fetched(self) -> None:
+        """Emit the end of what belongs to a tile, fetched or not."""
+
+    @abstractmethod
+    def wait(self, slot: Expr, parity: Expr) -> None:
+        """Wait for a tile; ``parity`` changes each time round the ring."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Emit what must run after the last tile."""
+
+
+class Async(Ring):
+    """Copies of 16 bytes a lane: neighbouring lanes copy neighbouring chunks of a row."""
+
+    def begin(self) -> None:
+        """Do nothing: groups are counted for each thread."""
+
+    def fetch(self, slot: Expr, row: Expr, some: Expr | None) -> None:
+        """Copy keys, then values."""
+        base = T.bind(self.row(slot))
+        if some is None:
+            self._copy(base, row)
+        else:
+            with T.If(some), T.Then():
+                self._copy(base, row)
+
+    def _copy(self, base: Expr, row: Expr) -> None:
+        for name, slots in (("k", self.k), ("v", self.v)):
+            chunks, threads = slots.width // CHUNK, self.plan.team_threads
+            total = self.plan.keys * chunks
+            for start in range(0, total, threads):
+                at = start + self.place.in_team
+                if start + threads <= total:
+                    self._chunk(name, slots, base, row, at)
+                else:
+                    # Whole warps: their lanes ask each other for rows.
+                    with T.If(at < total), T.Then():
+                        self._chunk(name, slots, base, row, at)
+
+    def _chunk(self, name: str, slots: Slots, base: Expr, row: Expr, at: Expr) -> None:
+        chunks = slots.width // CHUNK
+        key, chunk = T.bind(at // chunks), T.bind(at % chunks)
+        source = T.bind(ptx.from_lane(row, key) * slots.width + chunk * CHUNK)
+        into = slots.pointer(base + key, chunk, key % 8)
+        ptx.copy(into, self.caches[name].ptr_to([source]))
+
+    def fetched(self) -> None:
+        """End a group: they are counted, so each tile has one."""
+        ptx.copies_end()
+
+    def wait(self, slot: Expr, parity: Expr) -> None:
+        """Wait for all groups but those of the tiles behind."""
+        ptx.copies_wait(self.plan.stages - 2)
+
+    def end(self) -> None:
+        """Wait for groups that hold nothing."""
+        ptx.copies_wait(0)
+
+
+class Bulk(Ring):
+    """Copies of rows by the copy engine, one lane a key; a barrier a slot counts the bytes."""
+
+    def begin(self) -> None:
+        """Set up the barriers."""
+        plan = self.plan
+        count = plan.teams * plan.stages
+        self.barriers = self.shared.view(plan.shared.starts["barriers"], count, "uint64")
+        with T.If(self.place.block.thread == 0), T.Then():
+            for slot in range(count):
+                ptx.arrivals_begin(self.barriers.ptr_to([slot]), 1)
+            ptx.arrivals_begun()
+
+    def _barrier(self, slot: Expr) -> Expr:
+        return self.barriers.ptr_to([self.place.team * self.plan.stages + slot])
+
+    def fetch(self, slot: Expr, row: Expr, some: Expr | None) -> None:
+        """Copy a key's and a value's row by each lane of a team's first warp that has one."""
+        keys = self.plan.keys
+        size = 2 * keys * (self.k.width + self.v.width)
+        count = T.int32(size) if some is None else T.Select(some, T.int32(size), T.int32(0))
+        with T.If(self.place.in_team == 0), T.Then():
+            ptx.arrive(self._barrier(slot), count)
+        ptx.warp_barrier()
+        wanted = self.place.in_team < keys
+        with T.If(wanted if some is None else T.And(wanted, some)), T.Then():
+            at = T.bind(self.row(slot) + self.place.in_team)
+            for name, slots in (("k", self.k), ("v", self.v)):
+                source = self.caches[name].ptr_to([row * slots.width])
+                into = slots.pointer(at, 0, 0)
+                ptx.copy_row(into, source, 2 * slots.width, self._barrier(slot))
+
+    def fetched(self) -> None:
+        """Do nothing: barriers know their bytes."""
+
+    def wait(self, slot: Expr, parity: Expr) -> None:
+        """Wait for the slot's bytes."""
+        ptx.arrivals_wait(self._barrier(slot), parity)
+
+    def end(self) -> None:
+        """Do nothing: every fetch has been waited for."""
+
+
+def ring_of(place: Place, shared: Shared) -> Ring:
+    """Return the ring that the schedule asks for."""
+    return (Bulk if place.plan.copies == "bulk" else Async)(place, shared)

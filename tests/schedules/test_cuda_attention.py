@@ -1,0 +1,122 @@
+"""CUDA attention against the references, on the emulator: dense, windowed, rectified.
+
+Each kernel is checked twice by `check_kernel`: full requests, then ragged and empty ones with
+poison in all rows that no query sees.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.schedules.cuda import AMPERE, HOPPER, check_kernel
+
+from wattune.ops import Problem
+from wattune.ops.attention import Attention
+from wattune.ops.decode_attention import DecodeAttention
+from wattune.ops.rectify_attention import RectifyAttention
+from wattune.schedules.cuda.attention import TEMPLATES
+from wattune.schedules.target import Target
+
+# (sizes: batch, context, query heads, KV heads, head_dim), other fields, knobs.
+Case = tuple[tuple[int, int, int, int, int], dict[str, Any], dict[str, Any]]
+
+GROUPS: tuple[Case, ...] = (
+    ((3, 200, 2, 2, 64), {}, {}),
+    ((3, 200, 4, 1, 128), {"return_lse": True}, {"splits": 2}),
+    ((3, 130, 14, 2, 64), {"layout": "NHD", "return_lse": True}, {"splits": 1}),
+    ((2, 520, 8, 1, 128), {"return_lse": True}, {"splits": 4, "combine": "last"}),
+    ((2, 150, 16, 1, 192), {"value_dim": 128, "sinks": True, "return_lse": True}, {}),
+)
+DIMS: tuple[Case, ...] = (
+    ((2, 100, 4, 2, 16), {"dtype": "float16"}, {"splits": 2}),
+    ((2, 100, 4, 2, 96), {"value_dim": 48, "return_lse": True}, {}),
+    ((1, 80, 4, 2, 256), {"return_lse": True}, {}),
+    ((2, 150, 8, 1, 64), {"value_dim": 128, "dtype": "float16"}, {"shape": "xor"}),
+)
+TOKENS: tuple[Case, ...] = (
+    ((3, 200, 8, 2, 64), {"query_tokens": 8, "window": 50, "sinks": True}, {}),
+    ((2, 150, 16, 1, 64), {"query_tokens": 4, "return_lse": True}, {"splits": 2}),
+    ((2, 150, 7, 1, 64), {"query_tokens": 3, "soft_cap": 5.0, "return_lse": True}, {}),
+    ((2, 300, 8, 1, 64), {"query_tokens": 2, "window": 128, "return_lse": True}, {"splits": 2}),
+)
+PAGES: tuple[Case, ...] = (
+    ((3, 200, 8, 2, 64), {"page_size": 16}, {"splits": 2}),
+    ((3, 130, 8, 2, 64), {"page_size": 1, "layout": "NHD", "dtype": "float16"}, {}),
+    ((3, 200, 8, 2, 64), {"page_size": 5, "window": 70, "return_lse": True}, {}),
+    ((2, 200, 8, 2, 64), {"page_size": 64, "layout": "NHD"}, {"copies": "bulk", "splits": 2}),
+)
+SCHEDULES: tuple[Case, ...] = (
+    ((2, 300, 4, 1, 64), {"return_lse": True}, {"copies": "bulk", "stages": 2, "teams": 2}),
+    ((2, 300, 4, 1, 64), {}, {"keys": 32, "queries": "shared", "shape": "xor", "stages": 2}),
+    (
+        (2, 150, 16, 1, 64),
+        {"query_tokens": 4, "return_lse": True},
+        {"rows": 32, "row_warps": 2, "queries": "shared", "copies": "bulk"},
+    ),
+    ((2, 150, 16, 1, 64), {"query_tokens": 3}, {"rows": 16, "row_warps": 2, "teams": 1}),
+    ((2, 150, 8, 1, 64), {"query_tokens": 2}, {"rows": 8, "blocks": 2, "stages": 6}),
+)
+
+
+def check(case: Case, monkeypatch: pytest.MonkeyPatch, target: Target = HOPPER) -> None:
+    sizes, fields, knobs = case
+    problem = DecodeAttention(*sizes, **fields)
+    check_kernel(problem, monkeypatch, target, **knobs)
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_groups(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(case, monkeypatch)
+
+
+@pytest.mark.parametrize("case", DIMS)
+def test_dims(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(case, monkeypatch)
+
+
+@pytest.mark.parametrize("case", TOKENS)
+def test_query_tokens(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(case, monkeypatch)
+
+
+@pytest.mark.parametrize("case", PAGES)
+def test_pages(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(case, monkeypatch)
+
+
+@pytest.mark.parametrize("case", SCHEDULES)
+def test_schedules(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(case, monkeypatch)
+
+
+def test_ampere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No copy engine and no dependent launches there."""
+    check(((2, 300, 8, 2, 64), {"return_lse": True}, {"splits": 2}), monkeypatch, AMPERE)
+
+
+@pytest.mark.parametrize("knobs", [{}, {"splits": 2, "rows": 8, "row_warps": 2}])
+def test_rectify(knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are written before anything attends to them; the first request is shorter than them."""
+    fields: dict[str, Any] = {
+        "query_tokens": 33,
+        "page_size": 16,
+        "layout": "NHD",
+        "return_lse": True,
+    }
+    check_kernel(RectifyAttention(2, 100, 8, 2, 64, **fields), monkeypatch, **knobs)
+
+
+@pytest.mark.parametrize(
+    ("problem", "applies"),
+    [
+        (DecodeAttention(1, 64, 8, 2, 128), True),
+        (DecodeAttention(1, 64, 8, 2, 128, dtype="float32"), False),
+        (DecodeAttention(1, 64, 8, 2, 72), False),
+        (DecodeAttention(1, 64, 8, 2, 64, value_dim=512), False),
+    ],
+)
+def test_what_applies(problem: Problem, applies: bool) -> None:
+    template = next(t for t in TEMPLATES if t.operator == problem.operator)
+    assert isinstance(problem, Attention)
+    assert template.applies(problem, AMPERE) is applies
