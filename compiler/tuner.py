@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 from wattune.compiler.database import Database
-from wattune.compiler.measure.limits import Limits, measure_limits
+from wattune.compiler.measure.limits import Limits
 from wattune.compiler.measure.meters import no_meter, open_meter
 from wattune.compiler.measure.runner import LocalRunner, Runner
 from wattune.compiler.measure.timing import BUDGET_SECONDS
@@ -70,7 +70,8 @@ def tune(
         )
         records = stack.enter_context(_opened(database))
         settings = Settings(strategy, wanted, mode, fingerprint(target), seed)
-        rates = _rates(records, target, settings.fingerprint, report if runner is None else None)
+        own = used if isinstance(used, LocalRunner) and runner is None else None
+        rates = _rates(records, target, settings.fingerprint, report, own)
         model = cost_model("xgboost", mode=mode, rates=rates) if uses_model else None
         prior = PriorModel(mode, rates)
         session = Session(tasks, settings, records, used, budget, report, prior, model)
@@ -101,14 +102,18 @@ def _tasks(
 
 
 def _rates(
-    database: Database, target: Target, machine: str, progress: Progress | None
+    database: Database,
+    target: Target,
+    machine: str,
+    progress: Progress,
+    runner: LocalRunner | None,
 ) -> dict[str, Rates]:
-    """Return the machine's rates; with ``progress`` they are measured where they are not known."""
+    """Return the machine's rates; with a ``runner`` they are measured where they are not known."""
     known = database.limits(machine)
     rates = rates_of(target, Limits.from_json(known)) if known else None
-    if rates is None and progress is not None:
+    if rates is None and runner is not None:
         progress(PhaseStarted("limits"))
-        limits = measure_limits(target)
+        limits = runner.limits()
         database.set_limits(machine, limits.to_json())
         rates = rates_of(target, limits)
     return {} if rates is None else {target.key: rates}

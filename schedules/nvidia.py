@@ -18,7 +18,8 @@ NO_DEVICE = 100
 NOT_READY = 600
 
 # Attributes of cuda.h: field of a target -> number.
-_ATTRIBUTES = {"cores": 16, "l1": 97, "l2": 38}
+PROCESSORS, CACHE_BYTES, _SHARED_BYTES = 16, 38, 97
+_ATTRIBUTES = {"cores": PROCESSORS, "l1": _SHARED_BYTES, "l2": CACHE_BYTES}
 _MAJOR, _MINOR = 75, 76
 # Compute capabilities with instructions that only code for exactly them may use.
 _EXACT = 90

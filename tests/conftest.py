@@ -1,4 +1,4 @@
-"""Shared fixtures: gates of instruction sets and of nvcc, golden files."""
+"""Shared fixtures: gates of instruction sets and of nvcc, golden files, an emulated GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.emulator.cuda import driver, toolkit
+
+from wattune.compiler.cuda.device_code import device_compiler
 from wattune.compiler.cuda.nvcc import Nvcc
+from wattune.schedules import nvidia
 from wattune.schedules.target import Target
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -54,3 +58,27 @@ def golden(request: pytest.FixtureRequest) -> Iterator[Golden]:
     module = Path(str(request.node.path)).stem
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in request.node.name)
     yield Golden(GOLDEN / module / f"{name}.txt", request.config.getoption("--update-golden"))
+
+
+def _forget_gpu() -> None:
+    for known in (nvidia.driver, nvidia.gpu_fields, device_compiler):
+        known.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let no test depend on the machine's GPU, or on one that an earlier test emulated."""
+    monkeypatch.setattr(nvidia, "LIBRARY", "libcuda-hidden-by-tests.so.1")
+    _forget_gpu()
+    yield
+    _forget_gpu()
+
+
+@pytest.fixture
+def emulated_gpu(_no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> Target:
+    """Make the emulator this machine's GPU, its nvcc included, for child processes too."""
+    driver.install()
+    for name, value in toolkit.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(nvidia, "LIBRARY", driver.NAME)
+    return Target.native_gpu()

@@ -12,9 +12,10 @@ import numpy as np
 
 from wattune.compiler.bundle.contents import copy_runner
 from wattune.compiler.bundle.manifest import NAME, Manifest
+from wattune.compiler.cuda.device_code import device_compiler
+from wattune.compiler.cuda.program import limits_image
 from wattune.compiler.measure.affinity import usable_cpus
 from wattune.compiler.measure.builder import BuildPool, BuildResult
-from wattune.compiler.measure.gpu_limits import SOURCE
 from wattune.compiler.search.task import Task
 from wattune.errors import WattuneError
 from wattune.ops import Problem
@@ -23,7 +24,6 @@ from wattune.schedules.host import toolchain
 from wattune.schedules.target import Target
 
 CANDIDATES = "candidates"
-IMAGE = "limits.bin"
 # What the CUDA release that compiles needs at least, by its own table.
 _DRIVER = "580 (CUDA 13.0)"
 
@@ -62,10 +62,11 @@ def create(
     order = {candidate: at for at, candidate in enumerate(candidates)}
     results.sort(key=lambda result: order[result.candidate])
     copy_runner(folder, target)
-    versions = toolchain()
+    versions, image = toolchain(), ""
     if target.kind == "cuda":
-        versions = {**versions, **_add_image(folder, target)}
-    found = Manifest(target, mode, seed, {}, versions, tuple(results), _image(target))
+        image = limits_image(target, folder).name
+        versions = {**versions, device_compiler().name: device_compiler().version}
+    found = Manifest(target, mode, seed, {}, versions, tuple(results), image)
     found = replace(found, needs=_needs(found, folder))
     found.write(folder)
     return found
@@ -105,19 +106,6 @@ def _built(
         pool.close()
     for path in folder.glob("*.none"):
         path.unlink()
-
-
-def _image(target: Target) -> str:
-    return IMAGE if target.kind == "cuda" else ""
-
-
-def _add_image(folder: Path, target: Target) -> dict[str, str]:
-    """Compile the kernel that measures the device's limits; returns the compiler's version."""
-    from wattune.compiler.cuda.device_code import compile_image, device_compiler
-
-    image = compile_image(SOURCE.read_text(), [target.arch])
-    (folder / IMAGE).write_bytes(image.data)
-    return {device_compiler().name: image.toolkit}
 
 
 def _needs(manifest: Manifest, folder: Path) -> dict[str, Any]:

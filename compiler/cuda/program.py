@@ -18,6 +18,7 @@ from wattune.schedules.cuda.program import GpuProgram
 from wattune.schedules.target import Target
 
 _LAUNCHER = ("gpu.c", "gpu_driver.c")
+LIMITS_SOURCE = LIBRARY.parent / "measure" / "gpu_limits.cu"
 
 
 def build_gpu(
@@ -58,6 +59,13 @@ def block_facts(program: GpuProgram, image: device_code.Image, arch: str) -> dic
         if fits is not None:
             facts[f"{kernel}.blocks_per_sm"] = float(fits)
     return facts
+
+
+def limits_image(target: Target, folder: Path) -> Path:
+    """Compile the kernel that measures a device's limits into a file of the folder."""
+    path = folder / "limits.image"
+    path.write_bytes(device_code.compile_image(LIMITS_SOURCE.read_text(), [target.arch]).data)
+    return path
 
 
 def gpu_launcher() -> list[Path]:

@@ -32,6 +32,19 @@ _CAPTURE_THREAD = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 _BLOCKING = 0  # CU_STREAM_DEFAULT
 
 
+class _Launch(ctypes.Structure):
+    """A ``CUlaunchConfig``."""
+
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("num_attributes", ctypes.c_uint),
+    ]
+
+
 class GpuDevice:
     """The primary context of a GPU, current on the thread that made this object."""
 
@@ -113,8 +126,8 @@ class GpuDevice:
         """Start a kernel of so many blocks on the stream."""
         pointers = [ctypes.cast(ctypes.byref(value), ctypes.c_void_p) for value in arguments]
         passed = (ctypes.c_void_p * len(pointers))(*pointers)
-        grid = [ctypes.c_uint(size) for size in (blocks, 1, 1, threads, 1, 1, 0)]
-        self.driver("cuLaunchKernel", kernel, *grid, self.stream, passed, None)
+        launch = _Launch((blocks, 1, 1), (threads, 1, 1), 0, self.stream, None, 0)
+        self.driver("cuLaunchKernelEx", ctypes.byref(launch), kernel, passed, None)
 
     @contextmanager
     def current(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 /* Reads memory as fast as a device can: 16 bytes a thread and load, eight loads under way. */
 
-extern "C" __global__ void __launch_bounds__(512) read_kernel(const uint4 *data, long long count,
-                                                             unsigned *sink) {
+extern "C" __global__ void __launch_bounds__(512) read_kernel(const uint4* data, long long count,
+                                                             unsigned* sink) {
   long long stride = (long long)gridDim.x * 512;
   unsigned sum = 0;
   long long at = (long long)blockIdx.x * 512 + threadIdx.x;

@@ -24,11 +24,14 @@ from wattune.compiler.measure.timing import (
     too_slow,
 )
 
-# Nodes of one graph.
+# Calls and seconds of one graph. A kernel so slow that a rotation takes longer is no contender.
 MOST_CALLS = 2048
+MOST_GRAPH_SECONDS = 0.05
 GRAPH_SECONDS = 1e-3
 MOST_REPLAYS = 200
 WARM_SECONDS = 0.02
+# No kernel is shorter; events tell no shorter times apart.
+SHORTEST = 1e-6
 # A GPU's cache is emptied by this many times its size.
 CACHES = 4
 LEAST_FOOTPRINT = 256 << 20
@@ -39,10 +42,11 @@ def gpu_footprint(cache: int, memory: int) -> int:
     return min(max(LEAST_FOOTPRINT, CACHES * cache), memory // 4)
 
 
-def calls_of(seconds: float, sets: int) -> int:
-    """Return how many calls a graph holds: whole rotations, for `GRAPH_SECONDS` where they fit."""
-    turns = max(1, round(GRAPH_SECONDS / (seconds * sets)))
-    return min(MOST_CALLS, turns * sets) if sets <= MOST_CALLS else MOST_CALLS
+def calls_of(seconds: float, sets: int, length: float = GRAPH_SECONDS) -> int:
+    """Return how many calls a graph holds: whole rotations, ``length`` seconds where they fit."""
+    turns = max(1, round(length / (seconds * sets)))
+    most = max(1, min(MOST_CALLS, round(MOST_GRAPH_SECONDS / seconds)))
+    return min(most, turns * sets)
 
 
 def replays_of(seconds: float, budget: float) -> int:
@@ -82,11 +86,16 @@ class GpuTimer:
         self.calls = 0
         self.graph: Graph | None = None
 
-    def once(self) -> None:
-        """Call once, outside of graphs: code is loaded, and a fault is this candidate's."""
+    def once(self) -> float:
+        """Call outside of graphs, where code is loaded; returns the seconds of a second call."""
+        before, after = Event(self._device), Event(self._device)
         with self._device.current():
             self._one()
+            before.record()
+            self._one()
+            after.record()
         self._device.finish()
+        return after.seconds_since(before)
 
     def capture(self, calls: int) -> Graph:
         """Capture so many calls, going on with the copies where the last one stopped."""
@@ -111,14 +120,12 @@ class GpuTimer:
 
     def for_load(self, seconds: float, length: float) -> tuple[Graph, int]:
         """Return a graph that takes about ``length`` seconds, and its calls of ``seconds`` each."""
-        turns = max(1, round(length / (seconds * self._sets)))
-        calls = min(MOST_CALLS, turns * self._sets)
+        calls = calls_of(seconds, self._sets, length)
         return self.capture(calls), calls
 
     def measure(self, budget: float, best: float | None) -> tuple[float, ...]:
         """Return latency samples in seconds, the first replays dropped; few of a slow candidate."""
-        self.once()
-        self.capture(min(MOST_CALLS, self._sets))
+        self.capture(calls_of(max(self.once(), SHORTEST), self._sets))
         first = self.replay(FEW_SAMPLES + 1)[1:]
         seconds = float(first.min())
         if too_slow(seconds, best):

@@ -20,8 +20,9 @@ from wattune.compiler.measure.cases import Binder, Recent, Tensor, poison, watch
 from wattune.compiler.measure.ffi import Call, Library, runtime
 from wattune.compiler.measure.gpu_device import GpuDevice
 from wattune.compiler.measure.gpu_energy import EnergyMeasurer
-from wattune.compiler.measure.gpu_limits import gpu_limits
+from wattune.compiler.measure.gpu_limits import LimitsMeter
 from wattune.compiler.measure.gpu_timing import GpuTimer
+from wattune.compiler.measure.place import DRAWN_BYTES
 from wattune.compiler.measure.pool import CACHE_LINE, Pool
 from wattune.compiler.measure.process import Handler, Message, serve
 from wattune.compiler.measure.rotation import filler, rotations
@@ -69,7 +70,7 @@ class GpuMeasurer:
         self._device = GpuDevice(int(setup["device"]))
         self._binder = Binder(self._seed, "cuda", self._device)
         self._pool = Pool(self._device)
-        self._inputs: Recent[dict[str, tuple[Array, Tensor]]] = Recent(_KEPT_BYTES)
+        self._inputs: Recent[dict[str, Tensor]] = Recent(_KEPT_BYTES)
         self._energy = EnergyMeasurer(self._device)
 
     def answer(self, request: Message) -> Message:
@@ -79,7 +80,8 @@ class GpuMeasurer:
         them.
         """
         if "limits" in request:
-            return {"limits": gpu_limits(self._device, Path(request["limits"]).read_bytes())}
+            image = Path(request["limits"]).read_bytes()
+            return {"limits": LimitsMeter(self._device, image).limits()}
         library = Library(request["library"])
         try:
             return self._measure(request, library)
@@ -146,7 +148,7 @@ class GpuMeasurer:
             nbytes[argument.name] = size
             address = 0
             if argument.role == "input":
-                tensor = inputs[argument.name][1]
+                tensor = inputs[argument.name]
                 kept.append(tensor)
                 address = tensor.memory.address
             elif argument.role in ("output", "workspace"):
@@ -155,26 +157,27 @@ class GpuMeasurer:
                 kept.append(tensor)
                 address = tensor.memory.address
             described.append((address, argument.dtype, shape))
-        values = {name: pair[0] for name, pair in inputs.items()}
         moved = rotations(
             self._pool,
             problem,
             nbytes,
             self._footprint if self._cold else 0,
-            filler(problem, values, self._seed),
+            filler(problem, lambda: self._small(problem), self._seed),
         )
         return GpuTimer(self._device, library, Call(described), moved), kept
 
-    def _drawn(self, problem: Problem) -> dict[str, tuple[Array, Tensor]]:
-        """Return the inputs of a problem and where they lie on the device."""
+    def _small(self, problem: Problem) -> dict[str, Array]:
+        """Draw states of a small case: a region holds them again and again."""
+        small = within(problem, DRAWN_BYTES)
+        return operator(problem.operator).make_inputs(small, np.random.default_rng(self._seed))
 
-        def make() -> tuple[dict[str, tuple[Array, Tensor]], int]:
+    def _drawn(self, problem: Problem) -> dict[str, Tensor]:
+        """Return the inputs of a problem, on the device."""
+
+        def make() -> tuple[dict[str, Tensor], int]:
             rng = np.random.default_rng(self._seed)
             drawn = operator(problem.operator).timing_inputs(problem, rng)
-            found = {
-                name: (values, watched(values, place=self._device))
-                for name, values in drawn.items()
-            }
-            return found, sum(values.nbytes for values in drawn.values())
+            found = {name: watched(array, place=self._device) for name, array in drawn.items()}
+            return found, sum(array.nbytes for array in drawn.values())
 
         return self._inputs.get(problem.key, make)

@@ -31,7 +31,8 @@ _WAYS = 3
 _UNITS = ("vnni_gops", "vnni256_gops", "fma_gflops", "amx_gops")
 
 
-def _key(threads: int, footprint: int, huge: bool) -> str:
+def limits_key(threads: int, footprint: int, huge: bool) -> str:
+    """Return the name of a bandwidth in `Limits.read_gbps`."""
     return f"{threads}:{footprint}:{'huge' if huge else 'small'}"
 
 
@@ -171,7 +172,7 @@ def measure_limits(target: Target, threads: Sequence[int] = ()) -> Limits:
         meter = ReadMeter(largest, huge)
         for count in counts:
             for footprint in footprints(largest) if huge else [largest]:
-                reads[_key(count, footprint, huge)] = meter.gbps(footprint, count)
+                reads[limits_key(count, footprint, huge)] = meter.gbps(footprint, count)
         del meter
     units: dict[str, dict[str, float]] = {}
     for name in _UNITS:

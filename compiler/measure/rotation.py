@@ -45,8 +45,10 @@ def rotations(
     return [(i, pool.copies(name, a.name, sizes[a.name], sets, fill(a))) for i, a in moving]
 
 
-def filler(problem: Problem, values: Mapping[str, Array], seed: int) -> Callable[[Argument], Fill]:
-    """Return what fills an argument's region; ``values`` are the sources of copied arguments."""
+def filler(
+    problem: Problem, draw: Callable[[], Mapping[str, Array]], seed: int
+) -> Callable[[Argument], Fill]:
+    """Return what fills an argument's region; ``draw`` gives the sources of copied arguments."""
 
     def fill_of(argument: Argument) -> Fill:
         def fill(count: int) -> NDArray[np.uint8]:
@@ -55,7 +57,7 @@ def filler(problem: Problem, values: Mapping[str, Array], seed: int) -> Callable
                 op = operator(problem.operator)
                 return op.random_bytes(problem, argument.name, count, seed)
             # A copied argument holds numbers: any bytes may be subnormal or not a number.
-            return np.resize(as_bytes(values[source.name]), count)
+            return np.resize(as_bytes(draw()[source.name]), count)
 
         return fill
 

@@ -13,8 +13,10 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from wattune.compiler.cc import compiler
+from wattune.compiler.cuda.program import limits_image
 from wattune.compiler.measure.affinity import divide, usable_cpus
 from wattune.compiler.measure.builder import BuildPool, BuildResult
+from wattune.compiler.measure.limits import Limits, limits_key, measure_limits
 from wattune.compiler.measure.meters import open_meter
 from wattune.compiler.measure.station import check, host_threads, supervisor_of
 from wattune.errors import MissingDependencyError, TargetError
@@ -102,6 +104,15 @@ class LocalRunner(Runner):
         self._pool.close()
         self._supervisor.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def limits(self) -> Limits:
+        """Measure what the target's device can do at most."""
+        target = self._target
+        if target.kind == "cpu":
+            return measure_limits(target)
+        image = limits_image(target, self._folder)
+        found = self._supervisor.limits(str(image))
+        return Limits({limits_key(target.threads, target.memory, True): found["read_gbps"]})
 
     def run(self, candidates: Sequence[Candidate]) -> Iterator[Record]:
         """Yield the record of each candidate; nothing is being timed while the caller has one."""

@@ -95,7 +95,7 @@ class Measurer:
             problem,
             bound.sizes(),
             self._footprint if self._mode == "cold" else 0,
-            filler(problem, bound.case.values, self._seed),
+            filler(problem, lambda: bound.case.values, self._seed),
         )
         timer = Timer(library.address("kernel"), bound.call, moved, self._position)
         best = request["best"]

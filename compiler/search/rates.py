@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from wattune.compiler.measure.limits import Limits
 from wattune.compiler.search.task import Task
-from wattune.cost_models.prior import Rates, measured_rates
+from wattune.cost_models.prior import Rates, default_rates, measured_rates
 from wattune.cost_models.prior_model import PriorModel
 from wattune.errors import TargetError
 from wattune.schedules.target import Target
@@ -21,6 +22,8 @@ _SAMPLES = 64
 
 def rates_of(target: Target, limits: Limits) -> Rates | None:
     """Return rates from measured limits; None where these were measured for other threads."""
+    if target.kind == "cuda":
+        return _gpu_rates(target, limits)
     operations: dict[str, float] = {}
     units = (
         ("tile", limits.amx_gops, _TILE),
@@ -36,6 +39,16 @@ def rates_of(target: Target, limits: Limits) -> Rates | None:
         )
     except TargetError:
         return None
+
+
+def _gpu_rates(target: Target, limits: Limits) -> Rates | None:
+    """Return the usual rates of a GPU with the bandwidth that its memory was measured to have."""
+    guess = default_rates(target)
+    try:
+        read = 1e9 * limits.read_bandwidth(target.memory, target.threads)
+    except TargetError:
+        return None
+    return replace(guess, bytes={**guess.bytes, "memory": read})
 
 
 def floors(tasks: Sequence[Task], prior: PriorModel, seed: int = 0) -> list[float]:
