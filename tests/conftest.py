@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.emulator.cuda import driver, toolkit
-
 from wattune.compiler.cuda.device_code import device_compiler
 from wattune.compiler.cuda.nvcc import Nvcc
 from wattune.schedules import nvidia

@@ -17,7 +17,7 @@ from wattune.schedules.space import Knob, Space, Value
 from wattune.schedules.target import Target
 from wattune.schedules.template import Counts
 
-FAULTS = ("none", "build", "crash", "hang", "wrong", "unwritten", "overrun", "overwrite", "refuse")
+FAULTS = ("none", "build", "crash", "hang", "wrong", "unwritten", "overrun", "overwrite")
 _TENSORS = {"q": "float32", "k_cache": "float32", "v_cache": "float32", "seq_lens": "int32"}
 
 
@@ -70,7 +70,6 @@ class FaultyGpu(CudaTemplate):
                 (problem.query_heads, tensors.sizes["batch"]),
                 problem.head_dim,
                 passed(tensors, (*_TENSORS, "out"), capacity=tensors.sizes["capacity"]),
-                shared=1 << 20 if fault == "refuse" else 0,
             )
 
         sizes = self.sizes(problem, target, values)

@@ -190,7 +190,6 @@ def test_every_fault_is_a_record_and_the_run_goes_on(
         "unwritten": ("wrong_result", "out[0, 0, 3, 0] is nan"),
         "overrun": ("wrong_result", "out is overrun"),
         "overwrite": ("wrong_result", "v_cache was overwritten"),
-        "refuse": ("wrong_result", "does not give a block 1048576 bytes"),
     }
     candidates = [faulty(emulated_gpu, fault) for fault in (*expected, "none")]
     with LocalRunner(emulated_gpu, run_timeout=6, template_modules=(faulty_module,)) as runner:
@@ -220,9 +219,8 @@ def test_a_tune_on_the_machine_s_own_gpu(
 ) -> None:
     """All of the search, nothing of it told that this is a GPU: faults on the way included."""
     monkeypatch.setattr(tuner, "LocalRunner", WithFaults)
-    report = tuner.tune(
-        [PROBLEM], Target.parse("cuda"), tmp_path / "tuned.sqlite", trials=12, seed=1
-    )
+    target = Target.parse("cuda")
+    report = tuner.tune([PROBLEM], target, tmp_path / "tuned.sqlite", trials=8, seed=1)
     (found,) = report.problems
     assert report.trials == 8
     assert found.selected is not None
