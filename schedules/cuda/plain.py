@@ -19,7 +19,7 @@ from wattune.schedules.cuda.base import CudaTemplate
 from wattune.schedules.cuda.kernel import Block, gpu_kernel, passed
 from wattune.schedules.cuda.program import GpuProgram, Launch, gpu_program
 from wattune.schedules.program import Tensors
-from wattune.schedules.space import Value
+from wattune.schedules.space import Knob, Value
 from wattune.schedules.target import Target
 
 Expr = Any
@@ -43,13 +43,15 @@ class Kernel:
 
     ``blocks(sizes)`` returns the thread blocks of a launch from the run-time sizes by name;
     ``threads`` are those of a block. So many blocks as ``resident`` must fit on an SM: the
-    assembler, not told, may give up loads in flight, or spill, for more of them.
+    assembler, not told, may give up loads in flight, or spill, for more of them. A kernel that
+    ``overlaps`` is launched while the one before it still runs, and waits for it (sm_90).
     """
 
     threads: int
     blocks: Callable[[Mapping[str, Expr]], Expr]
     emit: Callable[[Tensors, Place], None]
     resident: int = 1
+    overlaps: bool = False
 
 
 class PlainTemplate(CudaTemplate):
@@ -62,13 +64,14 @@ class PlainTemplate(CudaTemplate):
         kernels = self.kernels(problem, target, values)
         names = {d for a in arguments for d in a.shape if isinstance(d, str)}
         sizes = sorted(names - set(decided))
+        followers = dict(zip(kernels, [*list(kernels.values())[1:], None], strict=True))
         functions = {
             name: gpu_kernel(
                 name,
                 {a.name: a.dtype for a in arguments},
                 (*sizes, _GRID),
                 kernel.threads,
-                partial(_emit, kernel, arguments),
+                partial(_emit, kernel, followers[name], arguments),
                 kernel.resident,
                 (_GRID,),
             )
@@ -80,7 +83,7 @@ class PlainTemplate(CudaTemplate):
                 blocks = kernel.blocks(tensors.sizes)
                 integers = {**tensors.sizes, _GRID: blocks}
                 given = passed(tensors, [a.name for a in arguments], **integers)
-                launch(name, (blocks,), kernel.threads, given)
+                launch(name, (blocks,), kernel.threads, given, 0, kernel.overlaps)
 
         return gpu_program(arguments, decided, functions, body)
 
@@ -91,9 +94,26 @@ class PlainTemplate(CudaTemplate):
         """Return the kernels by name, in the order of their launches."""
 
 
-def _emit(kernel: Kernel, arguments: tuple[Argument, ...], block: Block) -> None:
+def _emit(
+    kernel: Kernel, follower: Kernel | None, arguments: tuple[Argument, ...], block: Block
+) -> None:
+    from wattune.schedules.cuda import ptx
+
+    if follower is not None and follower.overlaps:
+        ptx.let_next_start()
+    if kernel.overlaps:
+        ptx.wait_for_previous()
     buffers = {a.name: block.view(a.name, a.dtype) for a in arguments}
     kernel.emit(Tensors(buffers, block.integers), Place(block.x, block.thread))
+
+
+def overlap_knob(target: Target) -> Knob:
+    """Return the knob of whether a second kernel overlaps the first, where the GPU can do so.
+
+    By default it does not: then the same code serves older GPUs in one library.
+    """
+    can = target.arch.startswith("sm_9")
+    return Knob("overlap", (False, True) if can else (False,), False)
 
 
 def view(buffer: Buffer, dtype: str) -> Buffer:

@@ -24,7 +24,7 @@ BLOCKS: tuple[tuple[SelectBlocks, dict[str, Any]], ...] = (
 )
 UNIONS: tuple[tuple[SelectUnion, dict[str, Any]], ...] = (
     (SelectUnion(4, 300, 5, token_budget=64), {"threads": 128}),
-    (SelectUnion(3, 900, 4, 2, token_budget=300), {"digit_bits": 11}),
+    (SelectUnion(3, 900, 4, 2, token_budget=300), {"digit_bits": 11, "overlap": True}),
     (SelectUnion(3, 200, 3, token_budget=33, middle_ratio=0.9), {"lists": "workspace"}),
     (SelectUnion(3, 90, 2, token_budget=40, middle_ratio=0.0), {}),
     (SelectUnion(3, 90, 2, token_budget=40, middle_ratio=1.0), {"threads": 1024}),

@@ -29,7 +29,7 @@ SCORES: tuple[Case, ...] = (
     (BlockScore(2, 90, 4, 2, 136, block_size=4), {}),
 )
 GATES: tuple[Case, ...] = (
-    (AttnGate(3, 1000, 8, 2, 64, block_size=4), {}),
+    (AttnGate(3, 1000, 8, 2, 64, block_size=4), {"overlap": True, "resident": 2}),
     (AttnGate(5, 90, 4, 2, 40, gate_dim=72, block_size=7, dtype="float32"), {"requests": 4}),
     (AttnGate(2, 90, 6, 2, 128, query_mode="qavg", norm=False, dtype="float16"), {}),
     (AttnGate(3, 60, 6, 2, 32, 64, 1, "qavgproj", rope=False), {"columns": 8, "loads": 2}),
@@ -39,7 +39,7 @@ COMPRESSIONS: tuple[Case, ...] = (
     (AttnGateCompress(4, 60, 2, 40, 72, 7, 5, "minavg", dtype="float32"), {"loads": 2}),
     (
         AttnGateCompress(3, 60, 2, 128, 64, 8, 33, "max", norm=False, position_rule="last"),
-        {"threads": 128, "columns": 2},
+        {"threads": 128, "columns": 2, "overlap": True},
     ),
     (AttnGateCompress(3, 40, 1, 16, 32, 4, 2, rope=False, dtype="float16"), {"threads": 512}),
 )

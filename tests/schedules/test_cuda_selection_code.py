@@ -20,6 +20,7 @@ from wattune.ops import (
     SelectBlocks,
     SelectUnion,
 )
+from wattune.schedules.space import Value
 from wattune.schedules.template import template_of
 
 ARCHS = ("sm_80", "sm_89", "sm_90a")
@@ -38,9 +39,9 @@ PROBLEMS: tuple[tuple[Any, tuple[str, ...]], ...] = (
 )
 
 
-def source_of(problem: Any) -> str:
+def source_of(problem: Any, **knobs: Value) -> str:
     prepare_tvm()
-    candidate = candidate_of(problem, HOPPER, "", {})
+    candidate = candidate_of(problem, HOPPER, "", knobs)
     program = template_of(candidate).lower(problem, HOPPER, candidate.schedule.values)
     return device_source(program, HOPPER).text
 
@@ -63,3 +64,14 @@ def test_defaults_do_not_spill(problem: Any) -> None:
     assert {arch for _, arch in image.usage} == set(ARCHS)
     for usage in image.usage.values():
         assert usage.stack == usage.spill_stores == usage.spill_loads == 0
+
+
+@pytest.mark.nvcc
+@pytest.mark.parametrize(
+    "problem", [AttnGate(16, 32768, 64, 8, 128), SelectUnion(1, 32768, 32)], ids=str
+)
+def test_kernels_that_overlap_assemble(problem: Any) -> None:
+    text = source_of(problem, overlap=True)
+    assert text.count("griddepcontrol.launch_dependents") == 1
+    assert text.count("griddepcontrol.wait") == 1
+    compile_image(text, [HOPPER.arch])

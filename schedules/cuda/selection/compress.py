@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from wattune.ops.attn_gate_compress import AttnGateCompress
 from wattune.ops.dtypes import itemsize
 from wattune.schedules.cuda.base import WARP
-from wattune.schedules.cuda.plain import Kernel
+from wattune.schedules.cuda.plain import Kernel, overlap_knob
 from wattune.schedules.cuda.selection.base import STATIC_SHARED, RowTemplate
 from wattune.schedules.cuda.selection.compress_kernel import Compress, touched_blocks
 from wattune.schedules.cuda.selection.projection import Projection, projection_knobs
@@ -37,11 +37,11 @@ class AttnGateCompressGpu(RowTemplate):
         """Say whether rows are whole accesses, and some schedule fits in shared memory."""
         if not super().applies(problem, target):
             return False
-        knobs = self._knobs(problem)
+        knobs = self._knobs(problem, target)
         return self._fits(problem, {knob.name: knob.values[0] for knob in knobs})
 
     def space(self, problem: AttnGateCompress, target: Target) -> Space:
-        """Knobs: threads; of the projection: columns and loads at once."""
+        """Knobs: threads; of the projection: columns and loads at once; overlap of two kernels."""
         rules = (
             Constraint(
                 f"keys and sums must fit in {STATIC_SHARED} bytes of shared memory",
@@ -52,11 +52,15 @@ class AttnGateCompressGpu(RowTemplate):
                 lambda v: self._compress(problem, v).lanes > 0,
             ),
         )
-        return Space(self.name, self._knobs(problem), rules)
+        return Space(self.name, self._knobs(problem, target), rules)
 
-    def _knobs(self, problem: AttnGateCompress) -> tuple[Knob, ...]:
-        threads = Knob("threads", (128, 256, 512), 256)
-        return (threads, *projection_knobs(problem.dtype, problem.gate_dim, WARP))
+    def _knobs(self, problem: AttnGateCompress, target: Target) -> tuple[Knob, ...]:
+        overlap = (overlap_knob(target),) if touched_blocks(problem) > 1 else ()
+        return (
+            Knob("threads", (128, 256, 512), 256),
+            *projection_knobs(problem.dtype, problem.gate_dim, WARP),
+            *overlap,
+        )
 
     def _fits(self, problem: AttnGateCompress, values: Mapping[str, Value]) -> bool:
         return self._compress(problem, values).shared <= STATIC_SHARED
@@ -80,7 +84,12 @@ class AttnGateCompressGpu(RowTemplate):
         compress = self._compress(problem, values)
         found = {"entries": Kernel(compress.threads, compress.entries, compress.emit)}
         if touched_blocks(problem) > 1:
-            found["ring"] = Kernel(compress.threads, compress.keeps, compress.emit_ring)
+            found["ring"] = Kernel(
+                compress.threads,
+                compress.keeps,
+                compress.emit_ring,
+                overlaps=bool(values["overlap"]),
+            )
         return found
 
     def counts(

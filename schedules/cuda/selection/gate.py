@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from wattune.ops.attn_gate import AttnGate
 from wattune.ops.dtypes import itemsize
 from wattune.ops.gate_parts import block_count
-from wattune.schedules.cuda.plain import Kernel
+from wattune.schedules.cuda.plain import Kernel, overlap_knob
 from wattune.schedules.cuda.selection.base import STATIC_SHARED, RowTemplate
 from wattune.schedules.cuda.selection.gate_kernel import Gate
 from wattune.schedules.cuda.selection.projection import Projection, projection_knobs
-from wattune.schedules.cuda.selection.stream import Stream, stream_knobs, stream_rule
+from wattune.schedules.cuda.selection.stream import Stream, stream_knobs, stream_rules
 from wattune.schedules.space import Constraint, Knob, Space, Value
 from wattune.schedules.target import Target
 from wattune.schedules.template import Counts
@@ -34,26 +34,34 @@ class AttnGateGpu(RowTemplate):
 
     def applies(self, problem: AttnGate, target: Target) -> bool:
         """Say whether rows are whole accesses, and a request's queries fit in shared memory."""
-        return super().applies(problem, target) and _FLOAT * problem.projected <= STATIC_SHARED // 2
+        if not super().applies(problem, target) or not problem.projected:
+            return super().applies(problem, target)
+        least = {knob.name: knob.values[0] for knob in self._knobs(problem, target)}
+        return self._projection(problem, least).shared <= STATIC_SHARED
 
     def space(self, problem: AttnGate, target: Target) -> Space:
-        """Knobs of the stream; of the projection: columns, loads and requests at once."""
-        requests = tuple(r for r in (1, 2, 4) if r <= problem.batch)
-        knobs = stream_knobs(problem, problem.gate_dim, 1, target)
-        rules = [stream_rule(problem, problem.gate_dim, 1)]
+        """Knobs of the stream; of the projection: columns, loads and requests at once, overlap."""
+        rules = list(stream_rules(problem, problem.gate_dim, 1))
         if problem.projected:
-            fitting = [r for r in requests if _FLOAT * r * problem.projected <= STATIC_SHARED // 2]
-            knobs += (
-                *projection_knobs(problem.dtype, problem.gate_dim, 4),
-                Knob("requests", requests, fitting[-1]),
-            )
             rules.append(
                 Constraint(
                     f"queries and sums must fit in {STATIC_SHARED} bytes of shared memory",
                     lambda v: self._projection(problem, v).shared <= STATIC_SHARED,
                 )
             )
-        return Space(self.name, knobs, tuple(rules))
+        return Space(self.name, self._knobs(problem, target), tuple(rules))
+
+    def _knobs(self, problem: AttnGate, target: Target) -> tuple[Knob, ...]:
+        knobs = stream_knobs(problem, problem.gate_dim, 1, target)
+        if not problem.projected:
+            return knobs
+        requests = tuple(r for r in (1, 2, 4) if r <= problem.batch)
+        return (
+            *knobs,
+            *projection_knobs(problem.dtype, problem.gate_dim, 4),
+            Knob("requests", requests, requests[-1]),
+            overlap_knob(target),
+        )
 
     def _projection(self, problem: AttnGate, values: Mapping[str, Value]) -> Projection:
         names = ("threads", "columns", "loads", "requests")
@@ -77,7 +85,13 @@ class AttnGateGpu(RowTemplate):
         found = {}
         if projection is not None:
             found["project"] = Kernel(projection.threads, gate.projections, gate.project)
-        found["stream"] = Kernel(stream.threads, stream.blocks(problem.kv_heads), gate.stream_slots)
+        found["stream"] = Kernel(
+            stream.threads,
+            stream.blocks(problem.kv_heads),
+            gate.stream_slots,
+            resident=stream.resident,
+            overlaps=projection is not None and bool(values["overlap"]),
+        )
         return found
 
     def counts(self, problem: AttnGate, target: Target, values: Mapping[str, Value]) -> Counts:

@@ -22,7 +22,7 @@ from wattune.ops.gate_parts import block_count
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.plain import Buffer, Expr, Kernel, Place, view
 from wattune.schedules.cuda.selection.base import RowTemplate
-from wattune.schedules.cuda.selection.stream import Stream, stream_knobs, stream_rule
+from wattune.schedules.cuda.selection.stream import Stream, stream_knobs, stream_rules
 from wattune.schedules.cuda.values import WORD, WORDS, widened
 from wattune.schedules.program import Tensors
 from wattune.schedules.space import Space, Value
@@ -39,10 +39,10 @@ class BlockScoreGpu(RowTemplate):
     operator = "block_score"
 
     def space(self, problem: BlockScore, target: Target) -> Space:
-        """Knobs: threads, lanes of a team, slots at once, how many times."""
+        """Knobs: threads, lanes of a team, slots at once, how many times, blocks an SM has."""
         width, sources = problem.head_dim, len(_SOURCES)
         knobs = stream_knobs(problem, width, sources, target)
-        return Space(self.name, knobs, (stream_rule(problem, width, sources),))
+        return Space(self.name, knobs, stream_rules(problem, width, sources))
 
     def kernels(
         self, problem: BlockScore, target: Target, values: Mapping[str, Value]
@@ -50,7 +50,8 @@ class BlockScoreGpu(RowTemplate):
         """Return the only kernel."""
         score = _Score(problem, Stream.of(problem, problem.head_dim, len(_SOURCES), values))
         stream = score.stream
-        return {"score": Kernel(stream.threads, stream.blocks(problem.kv_heads), score.emit)}
+        blocks = stream.blocks(problem.kv_heads)
+        return {"score": Kernel(stream.threads, blocks, score.emit, stream.resident)}
 
     def counts(self, problem: BlockScore, target: Target, values: Mapping[str, Value]) -> Counts:
         """Count the stream, and the mean query of every thread block."""

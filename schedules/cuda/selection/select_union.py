@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from wattune.ops.select_union import SelectUnion
 from wattune.schedules.cuda.base import WARP
-from wattune.schedules.cuda.plain import Kernel, PlainTemplate
+from wattune.schedules.cuda.plain import Kernel, PlainTemplate, overlap_knob
 from wattune.schedules.cuda.selection.base import STATIC_SHARED
 from wattune.schedules.cuda.selection.radix import Radix
 from wattune.schedules.cuda.selection.rank_kernel import Rank
@@ -39,12 +39,13 @@ class SelectUnionGpu(PlainTemplate):
         return True
 
     def space(self, problem: SelectUnion, target: Target) -> Space:
-        """Knobs: threads, bits of a digit, histograms, where lists are sorted."""
+        """Knobs: threads, bits of a digit, histograms, where lists are sorted, overlap."""
         knobs = (
             Knob("threads", (128, 256, 512, 1024), 512),
             Knob("digit_bits", (8, 11), 8),
             Knob("histograms", (1, 2, 4), 2),
             Knob("lists", _PLACES, "shared"),
+            overlap_knob(target),
         )
         rule = Constraint(
             f"lists and tables must fit in {STATIC_SHARED} bytes of shared memory",
@@ -74,7 +75,9 @@ class SelectUnionGpu(PlainTemplate):
         rank, unite = self._parts(problem, values)
         return {
             "rank": Kernel(unite.threads, rank.blocks, rank.emit),
-            "unite": Kernel(unite.threads, unite.blocks, unite.emit),
+            "unite": Kernel(
+                unite.threads, unite.blocks, unite.emit, overlaps=bool(values["overlap"])
+            ),
         }
 
     def counts(self, problem: SelectUnion, target: Target, values: Mapping[str, Value]) -> Counts:

@@ -33,6 +33,10 @@ from wattune.schedules.template import Counts
 Fold = Callable[[Expr, int, Sequence[Expr]], Expr]
 
 _MOST_WORDS = 128
+_OTHER_REGISTERS = 24
+# Of an SM: registers, and threads on the GPUs that have the fewest.
+_REGISTERS = 64 << 10
+_MOST_THREADS = 1536
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,12 @@ class Stream:
     lanes: int
     slots: int
     steps: int
+    resident: int
 
     @classmethod
     def of(cls, problem: Any, width: int, sources: int, values: Mapping[str, Value]) -> Stream:
         """Return the stream of these knob values."""
-        names = ("threads", "lanes", "slots", "steps")
+        names = ("threads", "lanes", "slots", "steps", "resident")
         return cls(problem.dtype, width, sources, *(int(values[name]) for name in names))
 
     @property
@@ -93,6 +98,12 @@ class Stream:
     def words(self) -> int:
         """Return the words that a lane loads at once."""
         return WORDS * self.pieces * self.sources * self.slots
+
+    @property
+    def registers(self) -> int:
+        """Return about how many registers a thread needs: words, a query, its masks, places."""
+        values = WORD // itemsize(self.dtype)
+        return self.words + self.pieces * WORDS * (1 + values) + _OTHER_REGISTERS
 
     def blocks(self, heads: int) -> Callable[[Mapping[str, Expr]], Expr]:
         """Return what counts the stretches of all requests and heads."""
@@ -203,7 +214,7 @@ class Stream:
             operations={"alu": words * each + folding + 2 * queries / WARP},
             tiles={"slots": float(self.span), "pieces": float(self.pieces)},
             parallelism=float(rows * block_count(int(slots) // rows, self.span)),
-            registers=float(self.words + self.pieces * WORDS * (1 + WORD // size) + 24),
+            registers=float(self.registers),
             code=float(self.words * (1 + each)),
         )
 
@@ -227,12 +238,29 @@ def stream_knobs(problem: Any, width: int, sources: int, target: Target) -> tupl
         Knob("lanes", powers_of_two(1, WARP), lanes),
         Knob("slots", (1, 2, 4, 8), slots),
         Knob("steps", steps, fitting[-1] if fitting else 1),
+        Knob("resident", (1, 2, 3, 4, 6, 8), 1),
     )
 
 
-def stream_rule(problem: Any, width: int, sources: int) -> Constraint:
-    """Return the rule that what a lane loads at once fits in registers."""
-    return Constraint(
-        f"a lane must load at most {_MOST_WORDS} words at once",
-        lambda v: Stream.of(problem, width, sources, v).words <= _MOST_WORDS,
+def stream_rules(problem: Any, width: int, sources: int) -> tuple[Constraint, ...]:
+    """Return the rules that what a thread holds fits in registers."""
+
+    def stream(values: Mapping[str, Value]) -> Stream:
+        return Stream.of(problem, width, sources, values)
+
+    return (
+        Constraint(
+            f"a lane must load at most {_MOST_WORDS} words at once",
+            lambda v: stream(v).words <= _MOST_WORDS,
+        ),
+        Constraint(
+            "threads of all blocks that an SM has must have registers",
+            lambda v: (
+                int(v["threads"]) * int(v["resident"]) <= _MOST_THREADS
+                and (
+                    v["resident"] == 1
+                    or stream(v).registers * int(v["threads"]) * int(v["resident"]) <= _REGISTERS
+                )
+            ),
+        ),
     )
