@@ -40,12 +40,6 @@ class Block:
 
         return T.decl_buffer((T.int64(_ELEMENTS),), dtype, data=self.pointers[name])
 
-    def table(self, name: str, inner: Sequence[Expr]) -> Buffer:
-        """Return an int32 tensor of any number of rows whose other sizes are ``inner``."""
-        from tvm.script import tirx as T
-
-        return T.decl_buffer((T.int64(_ELEMENTS), *inner), "int32", data=self.pointers[name])
-
 
 @dataclass(frozen=True)
 class Shared:

@@ -6,9 +6,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.schedules.attention import Rows
 from wattune.schedules.cpu.attention.memory import Region, flat
 from wattune.schedules.cpu.attention.plan import Plan, groups_of
+from wattune.schedules.cpu.attention.rows import Rows
 from wattune.schedules.program import Tensors
 
 Expr = Any

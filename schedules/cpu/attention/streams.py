@@ -14,9 +14,10 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.schedules.attention import Item, Rows, visible
+from wattune.schedules.attention import Item, visible
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.attention.plan import Plan
+from wattune.schedules.cpu.attention.rows import Rows
 from wattune.schedules.program import Tensors
 
 Expr = Any

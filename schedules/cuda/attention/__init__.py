@@ -1,4 +1,4 @@
-"""CUDA templates of decode attention: one generator of kernels for all operators."""
+"""CUDA templates of decode attention, one generator of kernels for all; merging of states."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from wattune.schedules.cuda.attention.base import (
     RectifyTemplate,
     TokenSparseTemplate,
 )
+from wattune.schedules.cuda.attention.merge_states import MergeStatesTemplate
 from wattune.schedules.template import Template
 
 TEMPLATES: tuple[Template, ...] = (
@@ -15,4 +16,5 @@ TEMPLATES: tuple[Template, ...] = (
     BlockSparseTemplate(),
     TokenSparseTemplate(),
     RectifyTemplate(),
+    MergeStatesTemplate(),
 )

@@ -79,7 +79,7 @@ class Dense(Keys):
     def name(self, tile: Expr) -> None:
         """Take the next positions, the last one again beyond the end."""
         position = T.bind(T.min(self._first(tile) + self.key, self.place.end - 1))
-        ptx.put(self.row, 0, self.place.rows.at(position))
+        ptx.put(self.row, 0, self.place.cache_row(position))
 
     def keep(self, slot: Expr) -> None:
         """Keep nothing: a tile's number says where it is."""
@@ -148,7 +148,7 @@ class Listed(Keys):
             seen = ptx.from_lane(self.named[0], ptx.first_lane(self.lanes[0]))
             stand_in = T.bind(seen)
             position = T.Select(self.named[0] < 0, stand_in, self.named[0])
-            ptx.put(self.row, 0, place.rows.at(T.bind(position)))
+            ptx.put(self.row, 0, place.cache_row(T.bind(position)))
 
     def some(self) -> Expr:
         """Say whether some lane named a key."""

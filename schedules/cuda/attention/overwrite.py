@@ -6,9 +6,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.schedules.attention import Rows
 from wattune.schedules.cuda import ptx
-from wattune.schedules.cuda.attention.place import item_of, rows_of
+from wattune.schedules.cuda.attention.place import item_of, row_of
 from wattune.schedules.cuda.attention.plan import CHUNK, Plan
 from wattune.schedules.cuda.base import WARP
 from wattune.schedules.cuda.kernel import Block
@@ -25,8 +24,7 @@ def overwrite(plan: Plan, block: Block) -> None:
     token = T.bind(number // heads)
     position = T.bind(item.length - tokens + token)
     with T.If(T.And(number < tokens * heads, position >= 0)), T.Then():
-        rows: Rows = rows_of(plan, block, item)
-        to = T.bind(rows.at(position))
+        to = T.bind(row_of(plan, block, item, position))
         source = T.bind((T.cast(item.request, "int64") * tokens + token) * heads + item.head)
         for name, width in (("k", problem.head_dim), ("v", problem.value_dim)):
             for start in range(0, width // CHUNK, WARP):

@@ -7,9 +7,10 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.schedules.attention import Item, Rows, visible
+from wattune.schedules.attention import Item, visible
 from wattune.schedules.cuda.attention.plan import Plan
 from wattune.schedules.cuda.base import WARP
+from wattune.schedules.cuda.cache import cache_row
 from wattune.schedules.cuda.kernel import Block
 from wattune.schedules.program import Tensors
 
@@ -64,18 +65,18 @@ class Place:
         """Return the first query row of the warp in its block."""
         return self.in_team // WARP * self.plan.rows
 
-    @property
-    def rows(self) -> Rows:
-        """Return the rows of the item's part of the caches."""
-        return rows_of(self.plan, self.block, self.item)
+    def cache_row(self, position: Expr) -> Expr:
+        """Return the row of the caches that holds a position of the item."""
+        return row_of(self.plan, self.block, self.item, position)
 
 
-def rows_of(plan: Plan, block: Block, item: Item) -> Rows:
-    """Return the rows of an item's part of the caches."""
-    buffers = {}
+def row_of(plan: Plan, block: Block, item: Item, position: Expr) -> Expr:
+    """Return the row of the caches that holds a position of an item."""
+    pages = {}
     if plan.problem.page_size:
-        buffers["page_table"] = block.table("page_table", (block.integers["max_pages"],))
-    return Rows(plan.problem, Tensors(buffers, block.integers), item.request, item.head)
+        pages["page_table"] = block.view("page_table", "int32")
+    tensors = Tensors(pages, block.integers)
+    return cache_row(plan.problem, tensors, item.request, item.head, position)
 
 
 def item_of(plan: Plan, block: Block, request: Expr, number: Expr) -> Item:
