@@ -6,7 +6,7 @@
         list += the indices and scores that reach the bound
         if the list has more than n: keep its n best, bound = the least of them
 
-The n best are found by bisection over the bits of floats, which order like integers. The list
+The n-th best is found by interpolation over the bits of floats, which order like integers. The list
 stays in ascending order of indices, so of equal scores the first ones are kept. NaN counts as -inf.
 """
 
@@ -25,7 +25,8 @@ from wattune.schedules.cpu.selection.select_lanes import INFINITY, Lanes
 Expr = Any
 Buffer = Any
 _LINE = 16
-# Of a vector: its scores, the index of its first lane, how many lanes count (None: all of them).
+_WIDEST = 0xFFFFFFFF
+# Of a vector: its scores, its lanes' indices, how many lanes count (None: all of them).
 Body = Callable[[Expr, Expr, Expr | None], None]
 
 
@@ -110,17 +111,22 @@ class Best:
         """Emit ``body`` for every vector of a row; lanes beyond its end hold -inf."""
         lanes, count = self.lanes, T.bind(T.max(row.end - row.first, 0))
         whole = T.bind(T.truncdiv(count, lanes.count))
+        # Counted in a register: a broadcast competes with comparisons and compressions.
+        indices = vector.array(lanes.count, "int32")
+        vector.store(indices, [0], T.ramp(row.first, 1, lanes.count))
         with T.serial(whole) as step:
-            at = T.bind(row.first + step * lanes.count)
-            score = row.scores.vload([row.start + at], lanes.f32)
-            body(T.bind(lanes.real(score)), at, None)
+            score = row.scores.vload([row.start + row.first + step * lanes.count], lanes.f32)
+            index = T.bind(indices.vload([0], lanes.i32))
+            body(T.bind(lanes.real(score)), index, None)
+            vector.store(indices, [0], index + lanes.each_int(lanes.count))
         rest = T.bind(count - whole * lanes.count)
         with T.If(rest > 0), T.Then():
             at = T.bind(row.first + whole * lanes.count)
             vector.store(self.tail, [0], lanes.each(-INFINITY))
             with T.serial(rest) as i:
                 vector.store(self.tail, [i], row.scores[row.start + at + i])
-            body(T.bind(lanes.real(self.tail.vload([0], lanes.f32))), at, rest)
+            index = T.bind(indices.vload([0], lanes.i32))
+            body(T.bind(lanes.real(self.tail.vload([0], lanes.f32))), index, rest)
 
     def within(self, first: Expr, end: Expr) -> Expr:
         """Drop indices outside of first..end from both ends; return where the list begins."""
@@ -163,20 +169,22 @@ class Best:
             share = T.cast(most, "float32") / T.cast(count, "float32") * (sample * lanes.count)
             # Three standard deviations, and some for small numbers.
             rank = T.bind(T.cast(share + T.sqrt(share) * T.float32(3) + T.float32(3), "int32"))
-            size, vectors = T.int32(sample * lanes.count), T.int32(sample)
-            low, high = self._extremes(self.base, size, vectors)
-            found, _ = self._bisect(self.base, vectors, low, high, rank)
+            size = T.int32(sample * lanes.count)
+            low, high = self._extremes(self.base, size, T.int32(sample))
+            # Some more do no harm.
+            slack = T.truncdiv(rank, 8)
+            found, _ = self._nth(self.base, size, low, high, rank, slack)
             vector.store(self.bound, [0], T.max(self.bound[0], found))
 
     def _append(self, row: Row) -> None:
         """List what reaches the bound."""
         lanes, bound = self.lanes, T.bind(self.bound[0])
 
-        def body(scores: Expr, first: Expr, count: Expr | None) -> None:
+        def body(scores: Expr, indices: Expr, count: Expr | None) -> None:
             reached = scores >= lanes.splat(bound)
             if count is not None:
                 reached = T.bitwise_and(reached, lanes.below(count))
-            self._list(scores, T.ramp(first, 1, lanes.count), reached, T.int32(0))
+            self._list(scores, indices, reached, T.int32(0))
 
         self.each(row, body)
 
@@ -198,7 +206,7 @@ class Best:
         vectors = T.bind(ceildiv(size, lanes.count))
         low, high = self._extremes(start, size, vectors)
         vector.store(self.values, [start + size], lanes.each(-INFINITY))
-        least, above = self._bisect(start, vectors, low, high, most)
+        least, above = self._nth(start, size, low, high, most, T.int32(0))
         spare = vector.array(1, "int32")
         vector.store(spare, [0], most - above)
         vector.store(self.size, [0], T.int32(0))
@@ -252,24 +260,40 @@ class Best:
             lanes.greatest(high.vload([0], lanes.f32)),
         )
 
-    def _bisect(
-        self, start: Expr, vectors: Expr, least: Expr, greatest: Expr, most: Expr
+    def _nth(
+        self, start: Expr, size: Expr, least: Expr, greatest: Expr, most: Expr, slack: Expr
     ) -> tuple[Expr, Expr]:
-        """Return the greatest score that ``most`` scores reach, and how many are known above it."""
+        """Return the greatest score that ``most`` scores reach, and how many are known above it.
+
+        Or one that at most ``slack`` more scores reach. Steps go where the score would lie if all
+        were spread evenly, but to the middle after a step that did not halve the interval.
+        """
         lanes = self.lanes
         low, high, above = (vector.array(1, "int32") for _ in range(3))
+        # How many reach the lower end; the width before the last step.
+        below, before = vector.array(1, "int32"), vector.array(1, "uint32")
         vector.store(low, [0], lanes.ordered(least))
         vector.store(high, [0], lanes.ordered(greatest))
         vector.store(above, [0], T.int32(0))
+        vector.store(below, [0], size)
+        vector.store(before, [0], T.uint32(_WIDEST))
+        vectors = T.bind(ceildiv(size, lanes.count))
         with T.While(low[0] < high[0]):
-            both, either = T.bitwise_xor(low[0], high[0]), T.bitwise_or(low[0], high[0])
-            middle = T.bind(either - T.shift_right(both, T.int32(1)))
+            width = T.bind(T.reinterpret("uint32", high[0]) - T.reinterpret("uint32", low[0]))
+            share = T.cast(below[0] - most, "float32") / T.cast(below[0] - above[0], "float32")
+            part = T.cast(T.cast(T.cast(width, "float32") * share, "int64"), "uint32")
+            half = T.shift_right(width, T.uint32(1))
+            slow = width > T.shift_right(before[0], T.uint32(1))
+            step = T.bind(T.min(T.Select(slow, half, part), width - T.uint32(1)) + T.uint32(1))
+            vector.store(before, [0], width)
+            middle = T.bind(T.reinterpret("int32", T.reinterpret("uint32", low[0]) + step))
             reaching = T.bind(self._count(start, vectors, T.bind(lanes.disordered(middle))))
             with T.If(reaching >= most):
                 with T.Then():
                     vector.store(low, [0], middle)
+                    vector.store(below, [0], reaching)
                     # Just so many: no need to know how close the next one is.
-                    with T.If(reaching.equal(most)), T.Then():
+                    with T.If(reaching - most <= slack), T.Then():
                         vector.store(high, [0], middle)
                 with T.Else():
                     vector.store(high, [0], middle - 1)
@@ -279,12 +303,10 @@ class Best:
     def _count(self, start: Expr, vectors: Expr, least: Expr) -> Expr:
         """Return how many scores of the list reach ``least``."""
         lanes = self.lanes
-        total = vector.array(lanes.count, "int32")
-        vector.store(total, [0], lanes.each_int(0))
+        total = vector.array(1, "int32")
+        vector.store(total, [0], T.int32(0))
         with T.serial(vectors) as step:
-            reached = self.values.vload([start + step * lanes.count], lanes.f32) >= lanes.splat(
-                least
-            )
-            one = T.Select(reached, lanes.each_int(1), lanes.each_int(0))
-            vector.store(total, [0], total.vload([0], lanes.i32) + one)
-        return lanes.total(total.vload([0], lanes.i32))
+            scores = self.values.vload([start + step * lanes.count], lanes.f32)
+            reached = lanes.counted(scores >= lanes.splat(least))
+            vector.store(total, [0], total[0] + reached)
+        return T.bind(total[0])

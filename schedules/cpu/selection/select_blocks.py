@@ -23,7 +23,8 @@ from wattune.schedules.target import Target
 from wattune.schedules.template import Counts
 
 _GROUPS = (1, 2, 4, 8, 16)
-_BISECTIONS = 12
+# Steps of a search for the n-th best.
+_STEPS = 8
 
 
 class SelectBlocksVector(VectorTemplate):
@@ -81,20 +82,18 @@ class SelectBlocksVector(VectorTemplate):
         return self.kernel(problem, target, values).emit
 
     def counts(self, problem: SelectBlocks, target: Target, values: Mapping[str, Value]) -> Counts:
-        """Count passes over the scores, and bisections over what is listed."""
+        """Count passes over the scores, and searches over what is listed."""
         rows = problem.batch * max(1, problem.query_tokens) * problem.kv_heads
         blocks = block_count(problem.context, problem.block_size)
         lanes, groups, sample = (int(values[name]) for name in ("lanes", "groups", "sample"))
         bounded = bool(groups or sample)
         listed = min(blocks, 2 * wanted_blocks(problem)) if bounded else blocks
-        bisected = listed + sample * lanes
+        searched = listed + sample * lanes
         exponentials = 0 if problem.counted else 20
-        vectors = rows * (
-            blocks * (8 + 2 * bool(groups) + exponentials) + bisected * 3 * _BISECTIONS
-        )
+        vectors = rows * (blocks * (8 + 2 * bool(groups) + exponentials) + searched * 3 * _STEPS)
         moved = float(4 * rows * (blocks + problem.max_blocks + 1))
         return Counts(
-            bytes={"memory": moved, "l2": moved, "l1": moved + 4.0 * rows * listed * _BISECTIONS},
+            bytes={"memory": moved, "l2": moved, "l1": moved + 4.0 * rows * listed * _STEPS},
             operations={"alu": float(vectors) / lanes},
             tiles={"chunks": float(-(-blocks // int(values["chunk"])))},
             parallelism=float(rows),

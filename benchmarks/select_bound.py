@@ -1,0 +1,90 @@
+"""How near `select_blocks` comes to two plain passes: ``python benchmarks/select_bound.py``.
+
+The scores of a layer lie in the first or second cache, whose bandwidth no selection can use: each
+vector of scores takes a comparison, a compression (two instructions) and a count at least, after a
+pass that finds the bound. So the yardstick is a loop in C over the same scores, in one thread: the
+maximum of each row, then the indices of the scores that reach a bound, which is given to it. The
+kernel is the default schedule, called from C as the tuner measures it, on scores that are hot.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from wattune.compiler.bench.machine import describe_machine
+from wattune.compiler.cc import cached
+from wattune.compiler.measure.runner import LocalRunner
+from wattune.ops import SelectBlocks, operator
+from wattune.schedules.target import Target
+from wattune.schedules.template import default_candidate
+
+RESULTS = Path(__file__).parent / "results"
+PROBLEMS = tuple(
+    SelectBlocks(1, context, 8, block_size=size, method="fraction")
+    for context in (32768, 131072)
+    for size in (64, 16)
+)
+REPEATS = 2000
+# A vector beyond the list.
+SPARE = 16
+
+
+def two_passes(problem: SelectBlocks) -> float:
+    """Return the seconds of the C loop."""
+    source = Path(__file__).with_name("select_bound.c")
+    library = ctypes.CDLL(str(cached(source, ("-O3", "-march=native"), ".so")))
+    library.two_passes.restype = ctypes.c_double
+    op = operator(problem.operator)
+    scores = op.make_inputs(problem, np.random.default_rng(0))["scores"]
+    rows = np.ascontiguousarray(scores.reshape(-1, scores.shape[-1]))
+    count = rows.shape[1]
+    bounds = np.sort(rows, 1)[:, count - problem.best(count)].copy()
+    indices, sink = np.empty(count + SPARE, np.int32), ctypes.c_double()
+    return float(
+        library.two_passes(
+            *(ctypes.c_void_p(a.ctypes.data) for a in (rows, bounds)),
+            ctypes.c_int64(len(rows)),
+            ctypes.c_int64(count),
+            ctypes.c_void_p(indices.ctypes.data),
+            ctypes.c_int(REPEATS),
+            ctypes.byref(sink),
+        )
+    )
+
+
+def row(target: Target, problem: SelectBlocks) -> dict[str, object]:
+    """Measure the kernel between two measurements of the yardstick."""
+    candidate = default_candidate(problem, target)
+    with LocalRunner(target, "hot") as runner:
+        before = two_passes(problem)
+        (record,) = runner.interleaved([candidate])
+        plain = min(before, two_passes(problem))
+    return {
+        "problem": str(problem),
+        "scores": problem.kv_heads * problem.context // problem.block_size,
+        "microseconds": round(record.latency * 1e6, 2),
+        "two_passes_microseconds": round(plain * 1e6, 2),
+        "of_two_passes": round(plain / record.latency, 3),
+    }
+
+
+def main() -> None:
+    """Measure and print all problems, then write them to one dated file."""
+    rows = []
+    for problem in PROBLEMS:
+        rows.append(row(Target.native(threads=1), problem))
+        print(json.dumps(rows[-1]), flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{time.strftime('%Y-%m-%d')}-select_bound.json"
+    found = {"machine": describe_machine(Target.native(threads=1)), "rows": rows}
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{path} written")
+
+
+if __name__ == "__main__":
+    main()
