@@ -26,16 +26,32 @@ def build_gpu(
 ) -> dict[str, float]:
     """Compile a program's kernels and its entry ``__tvm_ffi_<name>`` into an object.
 
-    ``also`` names other architectures that get machine code of the same source. Returns facts:
-    `usage_facts`, `block_facts`, and for one architecture what `sass.mix_facts` counts.
+    ``also`` names other architectures that get machine code of the same source. Returns
+    `code_facts`.
     """
     source = device_source(program, target)
     orders = parameter_orders(program, source)
     image = device_code.compile_image(source.text, [target.arch, *also], program.registers)
     passed = {kernel: len(names) for kernel, names in program.passed.items()}
     image_object(name, image, passed, orders, ffi_includes(), path)
-    facts = {**usage_facts(image), **block_facts(program, image, target.arch)}
-    return facts if also or not image.usage else {**facts, **mix_facts(image.data)}
+    return code_facts(program, image)
+
+
+def compile_facts(program: GpuProgram, target: Target) -> dict[str, float]:
+    """Compile a program's kernels for nothing but `code_facts`."""
+    text = device_source(program, target).text
+    image = device_code.compile_image(text, [target.arch], program.registers)
+    return code_facts(program, image)
+
+
+def code_facts(program: GpuProgram, image: device_code.Image) -> dict[str, float]:
+    """Return facts of machine code, for each kernel as ``<kernel>.<fact>``.
+
+    `usage_facts`, `block_facts`, and of a single architecture what `sass.mix_facts` counts.
+    """
+    facts = {**usage_facts(image), **block_facts(program, image)}
+    single = len(image.archs) == 1 and image.usage
+    return {**facts, **mix_facts(image.data)} if single else facts
 
 
 def usage_facts(image: device_code.Image) -> dict[str, float]:
@@ -48,9 +64,9 @@ def usage_facts(image: device_code.Image) -> dict[str, float]:
     return facts
 
 
-def block_facts(program: GpuProgram, image: device_code.Image, arch: str) -> dict[str, float]:
+def block_facts(program: GpuProgram, image: device_code.Image) -> dict[str, float]:
     """Return, for each kernel, what a block takes and how many of them an SM holds at once."""
-    facts: dict[str, float] = {}
+    arch, facts = image.archs[0], dict[str, float]()
     for kernel, block in program.blocks.items():
         used = image.usage.get((kernel, arch), device_code.NOTHING_KNOWN)
         fits = blocks_per_sm(arch, block.threads, used.registers, used.shared + block.shared)

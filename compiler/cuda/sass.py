@@ -56,6 +56,13 @@ def disassembler() -> Path | None:
     return found or next(packaged("triton", "nvdisasm"), None)
 
 
+def tool_version(tool: Path) -> str:
+    """Return the release of a disassembler."""
+    done = subprocess.run([str(tool), "--version"], capture_output=True, text=True, check=False)
+    found = re.search(r"V(\d+\.\d+\.\d+)", done.stdout)
+    return found[1] if found else "unknown"
+
+
 def opcodes(cubin: bytes) -> dict[str, Counter[str]]:
     """Count the opcodes, with modifiers, of each kernel in a cubin (not in a fat binary).
 
