@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
@@ -9,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import tvm_ffi
 from tests.compiler.gpus import fake_driver, no_image, run_script
 from tests.compiler.toy_gpu import Ragged, export_toy
 
@@ -174,3 +176,34 @@ call(99)
 def test_schedules_that_another_architecture_cannot_run(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"for sm_90a is none for sm_89.*cuda:sm_89 of its own"):
         export_toy(tmp_path / "k.so", (Ragged(2, 64, factor=3.0),), also=("sm_89",), ask=True)
+
+
+def test_a_program_in_c(tmp_path: Path) -> None:
+    """Devices, streams and bounds through the header; a machine without a GPU is told of."""
+    path, ffi = tmp_path / "kernels.so", Path(tvm_ffi.libinfo.find_libtvm_ffi())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device_code, "compile_image", no_image)
+        export_toy(path)
+    source, program = Path(__file__).with_name("gpu_call.c"), tmp_path / "call"
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{tmp_path}"]
+    paths = [f"-Wl,-rpath,{tmp_path}", f"-Wl,-rpath,{ffi.parent}"]
+    subprocess.run(["gcc", *flags, source, path, ffi, *paths, "-o", program], check=True)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(fake_driver())}
+    done = subprocess.run([program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "check 0",
+        "load on 1",
+        "factors_kernel of 3 on 1 stream 4660",
+        "scale_kernel of 3 on 1 stream 4660",
+        "call 0",
+        "call -1",
+        "ragged: workspace is missing; expected 64 bytes on the device",
+        "call -1",
+        "ragged: length is at most -1; allowed: 1 or more, 0 where it is not known",
+    ]
+    environment["FAKE_DEVICES"] = "0"
+    done = subprocess.run([program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "check -1",
+        "this library needs a GPU: the driver has no device",
+    ]
