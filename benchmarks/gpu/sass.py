@@ -60,16 +60,15 @@ MIMO: tuple[dict[str, Any], ...] = (
         "sinks": True,
     },
 )
-PAGED = {"page_size": 64}
 
 PROBLEMS: tuple[Problem, ...] = (
     DecodeAttention(16, 32768, *SEER),
     DecodeAttention(1, 131072, *SEER),
-    DecodeAttention(16, 32768, *SEER, layout="NHD", **PAGED),
+    DecodeAttention(16, 32768, *SEER, layout="NHD", page_size=64),
     *(DecodeAttention(16, 32768, *heads) for heads in BIT),
     *(DecodeAttention(16, 32768, **m, query_tokens=n) for m in MIMO for n in (1, 4)),
     *(BlockSparseDecodeAttention(b, 131072, *SEER, max_blocks=205) for b in (1, 16)),
-    BlockSparseDecodeAttention(16, 32768, *SEER, max_blocks=52, **PAGED),
+    BlockSparseDecodeAttention(16, 32768, *SEER, max_blocks=52, page_size=64),
     BlockSparseDecodeAttention(16, 32768, *SEER, max_blocks=205, block_size=16),
     *(
         QuantizedDecodeAttention(16, 32768, *heads, format=name)
@@ -78,7 +77,7 @@ PROBLEMS: tuple[Problem, ...] = (
     ),
     MergeStates(16, 8, 64, 128),
     KVCacheAppend(16, 32768, 8, 128),
-    KVCacheAppend(16, 32768, 8, 128, **PAGED),
+    KVCacheAppend(16, 32768, 8, 128, page_size=64),
     *(QuantizedKVCacheAppend(16, 32768, 8, 128, format=n) for n in ("int8", "int4", "int2")),
     *(KVCacheQuantize(1, 32768, 8, 128, format=name) for name in ("int8", "int4", "int2")),
     BlockMinmax(16, 32768, 8, 128),
@@ -136,6 +135,8 @@ def occupancy(arch: str, used: dict[str, int]) -> float | None:
     return round(warps * WARP / sm.threads, 3)
 
 
+# Instructions that say how a kernel works.
+SHOWN = (TOTAL, *(name for name in INSTRUCTIONS if name not in ("LDS", "STS", "LOP3", "HFMA2")))
 # Title -> how a row tells it.
 COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
     "problem": lambda row: row["problem"],
@@ -150,7 +151,6 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
     ">occupancy": lambda row: row["occupancy"],
     "instructions": lambda row: " ".join(f"{n} {row['mix'][n]}" for n in SHOWN if n in row["mix"]),
 }
-SHOWN = (TOTAL, *(name for name in INSTRUCTIONS if name not in ("LDS", "STS", "LOP3", "HFMA2")))
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:

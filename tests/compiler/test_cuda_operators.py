@@ -21,7 +21,7 @@ from wattune.compiler.measure.verify import difference
 from wattune.ops import BlockMinmax, BlockScore, KVCacheAppend, Problem, SelectBlocks, operator
 from wattune.ops.dtypes import numpy_dtype
 
-HEADS = {"kv_heads": 2, "head_dim": 64, "dtype": "float16"}
+HEADS: dict[str, Any] = {"kv_heads": 2, "head_dim": 64, "dtype": "float16"}
 PROBLEMS: tuple[Problem, ...] = (
     KVCacheAppend(2, 96, **HEADS),
     KVCacheAppend(2, 96, **HEADS, page_size=16),
