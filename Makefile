@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 2
 
-.PHONY: demo test lint types unit packaging toolchain clean
+.PHONY: demo test lint types unit packaging gpu-bundle toolchain clean
 
 demo: $(VENV)/.tune
 	$(BIN)/python examples/demo.py --minutes $(MINUTES)
@@ -26,6 +26,10 @@ unit: $(VENV)/.dev
 packaging: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -o pythonpath= tests/packaging
 
+# What `python benchmarks/gpu/run.py` measures on a machine with a GPU and no compiler.
+gpu-bundle: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.gpu.prepare
+
 # Editable: nothing is left in the checkout that a later build could pick up.
 $(VENV)/.tune: pyproject.toml setup.py constraints.txt | toolchain
 	$(PYTHON) -m venv $(VENV)
@@ -43,4 +47,4 @@ toolchain:
 		{ echo "Python 3.11 or newer with venv is needed; set PYTHON to one" >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo .gpu-bundle .gpu-results .mypy_cache .pytest_cache .ruff_cache .hypothesis

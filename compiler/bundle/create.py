@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,14 @@ def create(
     extra: Sequence[Candidate] = (),
     built: Callable[[int, int], None] | None = None,
     template_modules: Sequence[str] = (),
+    few: Collection[Problem] = (),
 ) -> Manifest:
     """Build a bundle for all problems in a new or empty folder; returns what it holds.
 
     For each problem the defaults of all templates and ``samples`` schedules that cover the space
-    evenly; ``extra`` candidates are added. ``built(done, all)`` hears of every build. A
-    candidate that does not build is in the manifest with the reason. `WattuneError` for a folder
-    that holds something else.
+    evenly, of those in ``few`` the defaults alone; ``extra`` candidates are added.
+    ``built(done, all)`` hears of every build. A candidate that does not build is in the manifest
+    with the reason. `WattuneError` for a folder that holds something else.
     """
     if folder.exists() and any(folder.iterdir()):
         if not (folder / NAME).exists():
@@ -53,7 +54,12 @@ def create(
         shutil.rmtree(folder)
     made = folder / CANDIDATES
     made.mkdir(parents=True)
-    candidates = list(dict.fromkeys([*_candidates(problems, target, samples, seed), *extra]))
+    drawn = [
+        candidate
+        for problem in dict.fromkeys(problems)
+        for candidate in _candidates(problem, target, 0 if problem in few else samples, seed)
+    ]
+    candidates = list(dict.fromkeys([*drawn, *extra]))
     results = []
     for result in _built(candidates, target, made, workers, template_modules):
         results.append(result)
@@ -72,15 +78,9 @@ def create(
     return found
 
 
-def _candidates(
-    problems: Sequence[Problem], target: Target, samples: int, seed: int
-) -> Iterator[Candidate]:
-    for problem in dict.fromkeys(problems):
-        task = Task(problem, target)
-        defaults = task.defaults()
-        yield from defaults
-        drawn = task.spread(samples, np.random.default_rng(seed))
-        yield from [c for c in drawn if c not in defaults][:samples]
+def _candidates(problem: Problem, target: Target, samples: int, seed: int) -> list[Candidate]:
+    task = Task(problem, target)
+    return [*task.defaults(), *task.spread(samples, np.random.default_rng(seed))]
 
 
 def _built(

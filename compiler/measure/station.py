@@ -16,7 +16,7 @@ from wattune.schedules.host import fingerprint
 from wattune.schedules.target import Target
 
 # Bytes of states that are drawn on the CPU, with a reference, to verify a kernel on a GPU.
-MOST_DRAWN = 128 << 20
+MOST_DRAWN = 64 << 20
 
 
 def check(target: Target, mode: str) -> None:
