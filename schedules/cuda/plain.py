@@ -128,3 +128,20 @@ def ceildiv(value: Expr, divisor: Expr) -> Expr:
     from tvm.script import tirx as T
 
     return T.truncdiv(value + divisor - 1, divisor)
+
+
+def for_each(thread: Expr, threads: int, count: Expr, emit: Callable[[Expr], None]) -> None:
+    """Emit ``emit(i)`` for i below ``count`` (>= 0), dealt to the threads of a block."""
+    from tvm.script import tirx as T
+
+    if not isinstance(count, int):
+        with T.serial(T.truncdiv(count - thread + threads - 1, threads)) as turn:
+            emit(T.bind(turn * threads + thread))
+        return
+    with T.serial(-(-count // threads)) as turn:
+        at = T.bind(turn * threads + thread)
+        if count % threads:
+            with T.If(at < count), T.Then():
+                emit(at)
+        else:
+            emit(at)

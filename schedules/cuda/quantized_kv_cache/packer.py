@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from wattune.ops.kv_quantization import LANES, LARGEST, QUAD
 from wattune.schedules.cuda import ptx
-from wattune.schedules.cuda.plain import view
+from wattune.schedules.cuda.plain import for_each, view
 from wattune.schedules.cuda.quantized_kv_cache.numerics import Params, code_of, params_of
 from wattune.schedules.cuda.quantized_kv_cache.plan import PackPlan
 from wattune.schedules.cuda.quantized_kv_cache.rows import Rows
@@ -64,14 +64,7 @@ class Packer:
 
     def _each(self, count: int, emit: Callable[[Expr], None]) -> None:
         """Emit work items, dealt to the threads."""
-        threads = self.plan.threads
-        with T.serial(-(-count // threads)) as i:
-            item = T.bind(i * threads + self.thread)
-            if count % threads == 0:
-                emit(item)
-            else:
-                with T.If(item < count), T.Then():
-                    emit(item)
+        for_each(self.thread, self.plan.threads, count, emit)
 
     def _keep(self, which: str, piece: Piece, at: Expr, step: int, params: Params) -> None:
         """Store a group's scale and, ``step`` numbers further, its zero."""

@@ -11,8 +11,8 @@ from wattune.ops.attn_gate_compress import AttnGateCompress
 from wattune.ops.dtypes import itemsize
 from wattune.ops.gate_parts import SLOTS, block_count
 from wattune.schedules.cuda import ptx
-from wattune.schedules.cuda.plain import Buffer, Expr, Place, ceildiv, view
-from wattune.schedules.cuda.selection.gate_parts import finish_row, for_each
+from wattune.schedules.cuda.plain import Buffer, Expr, Place, ceildiv, for_each, view
+from wattune.schedules.cuda.selection.gate_parts import finish_row
 from wattune.schedules.cuda.selection.projection import Projection
 from wattune.schedules.cuda.values import WORD, WORDS, load, rounded, store, values_of, widened
 from wattune.schedules.program import Tensors
@@ -23,6 +23,17 @@ _START = {"max": float("-inf"), "min": float("inf"), "avg": 0.0}
 def touched_blocks(problem: AttnGateCompress) -> int:
     """Return the most blocks that the new tokens of a request touch."""
     return (problem.query_tokens + problem.block_size - 2) // problem.block_size + 1
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block of keys: whose, where its tokens start, which tokens of the request are new."""
+
+    request: Expr
+    head: Expr
+    start: Expr
+    old: Expr
+    length: Expr
 
 
 @dataclass(frozen=True)
@@ -67,37 +78,28 @@ class Compress:
         head = T.bind(row - request * problem.kv_heads)
         length = T.bind(tensors["seq_lens"][request])
         old = T.bind(T.max(length - problem.query_tokens, 0))
-        block = T.bind(T.truncdiv(old, size) + place.block - row * touched)
-        start = T.bind(block * size)
-        slot = T.cast(row, "int64") * tensors.sizes[SLOTS] + block
+        number = T.bind(T.truncdiv(old, size) + place.block - row * touched)
+        block = _Block(request, head, T.bind(number * size), old, length)
+        slot = T.cast(row, "int64") * tensors.sizes[SLOTS] + number
         entry = T.bind(slot * problem.gate_dim)
-        with T.If(T.And(start < length, start + size <= length)):
+        with T.If(block.start + size <= length):
             with T.Then():
-                self._fill(tensors, (request, head), (start, old, length), entry, place.thread)
-            with T.Else(), T.If(T.And(start < length, start >= old)), T.Then():
+                self._fill(tensors, block, entry, place.thread)
+            with T.Else(), T.If(T.And(block.start < length, block.start >= old)), T.Then():
                 self._store(tensors, entry, place.thread, None)
         if touched == 1:
-            with T.If(length > 0), T.Then():
-                copies = T.min(place.thread, self.pieces - 1)
-                with T.If(place.thread < self.pieces), T.Then():
-                    self._keep(tensors, request, head, length, length - 1, copies)
+            with T.If(T.And(length > 0, place.thread < self.pieces)), T.Then():
+                self._keep(tensors, block, length - 1, place.thread)
 
-    def _fill(
-        self,
-        tensors: Tensors,
-        at: tuple[Expr, Expr],
-        bounds: tuple[Expr, Expr, Expr],
-        entry: Expr,
-        thread: Expr,
-    ) -> None:
+    def _fill(self, tensors: Tensors, block: _Block, entry: Expr, thread: Expr) -> None:
         """Compute the entry of a full block."""
         problem, projection = self.problem, self.projection
         pooled = T.alloc_shared((projection.depth,), "float32")
         row = T.alloc_shared((problem.gate_dim,), "float32")
-        self._pool(tensors, pooled, at, bounds, thread)
+        self._pool(tensors, pooled, block, thread)
         weight = view(tensors["wk"], "uint32")
         words = projection.depth * problem.gate_dim * itemsize(problem.dtype) // WORD
-        start = T.bind(T.cast(at[1], "int64") * words)
+        start = T.bind(T.cast(block.head, "int64") * words)
         for part in range(projection.parts):
             first = part * projection.columns
 
@@ -105,7 +107,7 @@ class Compress:
                 ptx.put(row, first + column, value)
 
             projection.emit(pooled, weight, start, T.int32(part), thread, take)
-        position = bounds[0] + (0 if problem.position_rule == "first" else problem.block_size - 1)
+        position = block.start + (0 if problem.position_rule == "first" else problem.block_size - 1)
         finish_row(problem, tensors, "k_norm", row, position, thread, self.threads)
         self._store(tensors, entry, thread, row)
 
@@ -120,14 +122,7 @@ class Compress:
 
         for_each(thread, self.threads, self.problem.gate_dim, put)
 
-    def _pool(
-        self,
-        tensors: Tensors,
-        pooled: Buffer,
-        at: tuple[Expr, Expr],
-        bounds: tuple[Expr, Expr, Expr],
-        thread: Expr,
-    ) -> None:
+    def _pool(self, tensors: Tensors, pooled: Buffer, block: _Block, thread: Expr) -> None:
         """Pool the keys of a block into shared memory, one pooling after the other."""
         problem, each = self.problem, values_of(self.problem.dtype)
         found = {name: ptx.registers(each, "float32") for name in problem.pools}
@@ -139,7 +134,7 @@ class Compress:
         with T.serial(block_count(problem.block_size, self.lanes)) as turn:
             token = T.bind(turn * self.lanes + lane)
             with T.If(T.And(lane < self.lanes, token < problem.block_size)), T.Then():
-                self._load(tensors, read, at, bounds, token, piece)
+                self._load(tensors, read, block, token, piece)
                 for word in range(WORDS):
                     values = [T.bind(v) for v in widened(read[word], problem.dtype)]
                     for i, value in enumerate(values):
@@ -171,52 +166,36 @@ class Compress:
             ptx.put(values, i, _pooled(name, values[i], value))
 
     def _load(
-        self,
-        tensors: Tensors,
-        read: Buffer,
-        at: tuple[Expr, Expr],
-        bounds: tuple[Expr, Expr, Expr],
-        token: Expr,
-        piece: Expr,
+        self, tensors: Tensors, read: Buffer, block: _Block, token: Expr, piece: Expr
     ) -> None:
         """Load a piece of a token's key: a new one, or one that the ring kept."""
-        start, old, length = bounds
         new, ring = (view(tensors[name], "uint32") for name in ("k", "k_remainder"))
-        with T.If(start + token >= old):
+        with T.If(block.start + token >= block.old):
             with T.Then():
-                place = self._new(at[0], at[1], length, start + token)
+                place = self._new(block, block.start + token)
                 load(read, 0, WORDS, new, (place * self.pieces + piece) * WORDS)
             with T.Else():
-                place = self._kept(at[0], at[1], token)
+                place = self._kept(block, token)
                 load(read, 0, WORDS, ring, (place * self.pieces + piece) * WORDS)
 
-    def _new(self, request: Expr, head: Expr, length: Expr, position: Expr) -> Expr:
+    def _new(self, block: _Block, position: Expr) -> Expr:
         """Return the row of a new token's key."""
         tokens = self.problem.query_tokens
-        token = T.cast(request, "int64") * tokens + (position - length + tokens)
-        return token * self.problem.kv_heads + head
+        token = T.cast(block.request, "int64") * tokens + (position - block.length + tokens)
+        return token * self.problem.kv_heads + block.head
 
-    def _kept(self, request: Expr, head: Expr, slot: Expr) -> Expr:
+    def _kept(self, block: _Block, slot: Expr) -> Expr:
         """Return the row of a slot of the ring."""
-        line = T.cast(request, "int64") * self.problem.kv_heads + head
+        line = T.cast(block.request, "int64") * self.problem.kv_heads + block.head
         return line * self.problem.block_size + slot
 
-    def _keep(
-        self,
-        tensors: Tensors,
-        request: Expr,
-        head: Expr,
-        length: Expr,
-        position: Expr,
-        piece: Expr,
-    ) -> None:
+    def _keep(self, tensors: Tensors, block: _Block, position: Expr, piece: Expr) -> None:
         """Copy a piece of a new token's key into the ring."""
         new, ring = (view(tensors[name], "uint32") for name in ("k", "k_remainder"))
         read = ptx.registers(WORDS, "uint32")
-        source = self._new(request, head, length, position)
+        source = self._new(block, position)
         load(read, 0, WORDS, new, (source * self.pieces + piece) * WORDS)
-        slot = T.truncmod(position, self.problem.block_size)
-        to = self._kept(request, head, slot)
+        to = self._kept(block, T.truncmod(position, self.problem.block_size))
         store(ring, (to * self.pieces + piece) * WORDS, read, 0, WORDS)
 
     @property
@@ -239,9 +218,9 @@ class Compress:
         with T.If(request < T.cast(tensors.sizes["batch"], "int32")), T.Then():
             length = T.bind(tensors["seq_lens"][request])
             position = T.bind(length - self._last + token - row * self._last)
-            head, piece = row - request * problem.kv_heads, item - token * self.pieces
+            block = _Block(request, row - request * problem.kv_heads, position, position, length)
             with T.If(position >= 0), T.Then():
-                self._keep(tensors, request, head, length, position, piece)
+                self._keep(tensors, block, position, item - token * self.pieces)
 
 
 def _pooled(name: str, a: Expr, b: Expr) -> Expr:

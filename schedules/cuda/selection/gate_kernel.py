@@ -10,8 +10,8 @@ from tvm.script import tirx as T
 from wattune.ops.attn_gate import AttnGate
 from wattune.ops.dtypes import itemsize
 from wattune.schedules.cuda import ptx
-from wattune.schedules.cuda.plain import Buffer, Expr, Place, ceildiv, view
-from wattune.schedules.cuda.selection.gate_parts import finish_row, for_each, mean
+from wattune.schedules.cuda.plain import Buffer, Expr, Place, ceildiv, for_each, view
+from wattune.schedules.cuda.selection.gate_parts import finish_row, mean
 from wattune.schedules.cuda.selection.projection import Projection
 from wattune.schedules.cuda.selection.stream import Stream, Stretch
 from wattune.schedules.cuda.values import WORD, widened

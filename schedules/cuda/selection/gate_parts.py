@@ -7,23 +7,12 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.ops.gate_parts import EPSILON, POSITIONS, block_count
+from wattune.ops.gate_parts import EPSILON, POSITIONS
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.base import WARP
-from wattune.schedules.cuda.plain import Buffer, Expr
+from wattune.schedules.cuda.plain import Buffer, Expr, for_each
 from wattune.schedules.cuda.values import reduce_block
 from wattune.schedules.program import Tensors
-
-
-def for_each(thread: Expr, threads: int, count: int, emit: Callable[[Expr], None]) -> None:
-    """Emit ``emit(i)`` for i below ``count``, spread over the threads of a block."""
-    with T.serial(block_count(count, threads)) as turn:
-        at = T.bind(turn * threads + thread)
-        if count % threads:
-            with T.If(at < count), T.Then():
-                emit(at)
-        else:
-            emit(at)
 
 
 def mean(rows: int, value: Callable[[Expr], Expr]) -> Expr:

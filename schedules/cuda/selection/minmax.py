@@ -98,6 +98,18 @@ class BlockMinmaxGpu(RowTemplate):
 
 
 @dataclass(frozen=True)
+class _Item:
+    """What a thread works on: a block of keys, one of its first tokens, a piece of the row."""
+
+    request: Expr
+    head: Expr
+    block: Expr
+    token: Expr
+    piece: Expr
+    length: Expr
+
+
+@dataclass(frozen=True)
 class _Bounds:
     """Emits the kernel."""
 
@@ -161,36 +173,20 @@ class _Bounds:
         block = T.bind(T.truncdiv(since, problem.block_size) + item - row * most)
         used = T.min(ceildiv(length, problem.block_size), slots)
         active = T.bind(T.And(real, block < used))
+        head = row - request * problem.kv_heads
         bounds = ptx.registers(2 * WORDS, "uint32")
         with T.If(active), T.Then():
-            self._scan(
-                tensors,
-                bounds,
-                (request, row - request * problem.kv_heads),
-                block,
-                token,
-                piece,
-                length,
-            )
+            self._scan(tensors, bounds, _Item(request, head, block, token, piece, length))
         slot = T.cast(row, "int64") * slots + block
         self._finish(tensors, bounds, place.thread, token, active, slot * self.pieces + piece)
 
-    def _scan(
-        self,
-        tensors: Tensors,
-        bounds: Buffer,
-        head: tuple[Expr, Expr],
-        block: Expr,
-        token: Expr,
-        piece: Expr,
-        length: Expr,
-    ) -> None:
-        """Bound every ``tokens``-th key of a block, from ``token`` on."""
+    def _scan(self, tensors: Tensors, bounds: Buffer, item: _Item) -> None:
+        """Bound every ``tokens``-th key of a block."""
         problem = self.problem
-        first = T.bind(block * problem.block_size)
-        count = T.bind(T.min(length - first, problem.block_size))
+        first = T.bind(item.block * problem.block_size)
+        count = T.bind(T.min(item.length - first, problem.block_size))
         keys = view(tensors["k_cache"], "uint32")
-        find = self._rows(tensors, head, first)
+        find = self._rows(tensors, item, first)
         for i, bits in enumerate(_INFINITIES[problem.dtype]):
             for word in range(WORDS):
                 ptx.put(bounds, i * WORDS + word, T.uint32(bits))
@@ -198,20 +194,18 @@ class _Bounds:
         read = ptx.registers(WORDS * self.loads, "uint32")
         with T.serial(ceildiv(count, step)) as turn:
             for i in range(self.loads):
-                at = T.min(turn * step + i * self.tokens + token, count - 1)
-                place = (find(T.bind(at)) * self.pieces + piece) * WORDS
+                at = T.min(turn * step + i * self.tokens + item.token, count - 1)
+                place = (find(T.bind(at)) * self.pieces + item.piece) * WORDS
                 load(read, i * WORDS, WORDS, keys, place)
             for i in range(WORDS * self.loads):
                 self._join(bounds, i % WORDS, read[i], read[i])
 
-    def _rows(
-        self, tensors: Tensors, head: tuple[Expr, Expr], first: Expr
-    ) -> Callable[[Expr], Expr]:
+    def _rows(self, tensors: Tensors, item: _Item, first: Expr) -> Callable[[Expr], Expr]:
         """Return what finds the row of a token of the block that starts at ``first``."""
-        problem = self.problem
+        problem, place = self.problem, (item.request, item.head)
         if problem.page_size and problem.page_size % problem.block_size:
-            return lambda token: cache_row(problem, tensors, *head, first + token)
-        start = T.bind(cache_row(problem, tensors, *head, first))
+            return lambda token: cache_row(problem, tensors, *place, first + token)
+        start = T.bind(cache_row(problem, tensors, *place, first))
         stride = problem.kv_heads if problem.layout == "NHD" else 1
         return lambda token: start + token * stride
 

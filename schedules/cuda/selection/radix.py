@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.base import WARP
-from wattune.schedules.cuda.plain import Buffer, Expr
+from wattune.schedules.cuda.plain import Buffer, Expr, for_each
 from wattune.schedules.cuda.selection.keys import NO_KEY_ABOVE, KeyOf
 
 _KEY_BITS = 32
@@ -106,21 +106,20 @@ class Selection:
         """Fill the histograms with the digits of keys that agree with the bound."""
         radix, thread, histogram = self._radix, self._thread, self._histogram
         total = radix.bins * radix.copies
-        with T.serial(-(-total // radix.threads)) as turn:
-            place = T.bind(turn * radix.threads + thread)
-            with T.If(place < total), T.Then():
-                ptx.put(histogram, place, T.int32(0))
+        for_each(thread, radix.threads, total, lambda at: ptx.put(histogram, at, T.int32(0)))
         ptx.block_barrier()
         bound = T.bind(self._bound[0])
         start = T.bind(T.truncmod(T.truncdiv(thread, WARP), radix.copies) * radix.bins)
-        with T.serial(T.truncdiv(end - first - thread + radix.threads - 1, radix.threads)) as turn:
-            found = T.bind(key(T.bind(first + thread + turn * radix.threads)))
+
+        def count(at: Expr) -> None:
+            found = T.bind(key(T.bind(first + at)))
             differ = T.bitwise_and(T.bitwise_xor(found, bound), agreed[0])
             with T.If(differ == T.uint32(0)), T.Then():
                 digit = T.bitwise_and(T.shift_right(found, shift), T.uint32(radix.bins - 1))
-                T.evaluate(
-                    ptx.add_to(histogram.ptr_to([start + T.cast(digit, "int32")]), T.int32(1))
-                )
+                place = histogram.ptr_to([start + T.cast(digit, "int32")])
+                T.evaluate(ptx.add_to(place, T.int32(1)))
+
+        for_each(thread, radix.threads, end - first, count)
 
     def _choose(self, shift: Expr, last: Expr) -> None:
         """Find the bound's next digit; a lane sums some bins, the greatest digits in lane 0."""

@@ -11,9 +11,8 @@ from wattune.ops.gate_parts import block_count
 from wattune.ops.select_union import TOKENS, SelectUnion
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.base import WARP
-from wattune.schedules.cuda.plain import Expr, Place, view
+from wattune.schedules.cuda.plain import Expr, Place, for_each, view
 from wattune.schedules.cuda.selection.bitonic import Area, network_size, sort
-from wattune.schedules.cuda.selection.gate_parts import for_each
 from wattune.schedules.cuda.selection.keys import keys_of_row
 from wattune.schedules.cuda.selection.listing import Listing
 from wattune.schedules.cuda.selection.radix import Radix, Selection

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tvm.script import tirx as T
@@ -12,7 +12,7 @@ from wattune.ops.gate_parts import SLOTS
 from wattune.ops.select_blocks import MILLION, SelectBlocks
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.base import WARP
-from wattune.schedules.cuda.plain import Buffer, Expr, Place, ceildiv
+from wattune.schedules.cuda.plain import Buffer, Expr, Place, ceildiv, for_each
 from wattune.schedules.cuda.selection.base import slot_count
 from wattune.schedules.cuda.selection.keys import (
     KEY_OF_INFINITY,
@@ -92,11 +92,12 @@ class Select:
         if not self.kept:
             return keys_of_row(scores, row, None, 0)
         shared = T.alloc_shared((self.kept,), "uint32")
-        threads = self.radix.threads
-        with T.serial(ceildiv(T.min(blocks, self.kept), threads)) as turn:
-            at = T.bind(turn * threads + place.thread)
-            with T.If(at < T.min(blocks, self.kept)), T.Then():
-                ptx.put(shared, at, key_of(scores[row + at]))
+        kept = T.bind(T.min(blocks, self.kept))
+
+        def keep(at: Expr) -> None:
+            ptx.put(shared, at, key_of(scores[row + at]))
+
+        for_each(place.thread, self.radix.threads, kept, keep)
         return keys_of_row(scores, row, shared, self.kept)
 
     def _best(self, blocks: Expr) -> Expr:
@@ -130,19 +131,19 @@ class Select:
         total = T.alloc_local((1,), "float32")
         maxima = T.alloc_shared((threads // WARP,), "uint32")
         sums = T.alloc_shared((threads // WARP,), "float32")
-        turns = T.bind(T.truncdiv(blocks - thread + threads - 1, threads))
         ptx.put(best, 0, T.uint32(KEY_OF_MINUS_INFINITY))
         ptx.put(total, 0, T.float32(0))
-        with T.serial(turns) as turn:
-            found = key(T.bind(turn * threads + thread))
-            ptx.put(best, 0, T.max(best[0], found))
+        for_each(thread, threads, blocks, lambda at: ptx.put(best, 0, T.max(best[0], key(at))))
         reduce_block(best, maxima, thread, threads, T.max)
         top = T.bind(score_of(best[0]))
-        with T.serial(turns) as turn:
-            found = T.bind(key(T.bind(turn * threads + thread)))
+
+        def add(at: Expr) -> None:
+            found = T.bind(key(at))
             # Infinite scores share all of the weight.
             weight = T.Select(found == best[0], T.float32(1), T.exp(score_of(found) - top))
             ptx.put(total, 0, total[0] + weight)
+
+        for_each(thread, threads, blocks, add)
         reduce_block(total, sums, thread, threads, lambda a, b: a + b)
         excess = T.bind(T.log(total[0]) + T.float32(math.log(self.problem.threshold)))
         infinite = T.Select(
@@ -172,14 +173,13 @@ class Select:
         listing.write(lambda at, block: ptx.put(indices, start + first + at, block), first, end)
         count = T.bind(first + total + blocks - end)
 
-        def fill(since: Expr, until: Expr, value: Expr | None, shift: Expr) -> None:
-            turns = T.truncdiv(until - since - place.thread + listing.threads - 1, listing.threads)
-            with T.serial(turns) as turn:
-                at = T.bind(since + place.thread + turn * listing.threads)
-                ptx.put(indices, start + at + shift, at if value is None else value)
+        def each(amount: Expr, emit: Callable[[Expr], None]) -> None:
+            for_each(place.thread, listing.threads, amount, emit)
 
-        fill(T.int32(0), first, None, T.int32(0))
-        fill(end, blocks, None, first + total - end)
-        fill(count, T.int32(self.problem.max_blocks), T.int32(-1), T.int32(0))
+        after = T.bind(start + first + total)
+        each(first, lambda at: ptx.put(indices, start + at, at))
+        each(blocks - end, lambda at: ptx.put(indices, after + at, end + at))
+        rest = self.problem.max_blocks - count
+        each(rest, lambda at: ptx.put(indices, start + count + at, T.int32(-1)))
         with T.If(place.thread == 0), T.Then():
             ptx.put(tensors["block_counts"], T.cast(place.block, "int64"), count)

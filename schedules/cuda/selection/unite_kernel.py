@@ -10,9 +10,8 @@ from tvm.script import tirx as T
 from wattune.ops.select_union import SelectUnion
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.base import WARP
-from wattune.schedules.cuda.plain import Buffer, Expr, Place, view
+from wattune.schedules.cuda.plain import Buffer, Expr, Place, for_each, view
 from wattune.schedules.cuda.selection.bitonic import Area, network_size, sort
-from wattune.schedules.cuda.selection.gate_parts import for_each
 from wattune.schedules.cuda.selection.listing import votes
 from wattune.schedules.program import Tensors
 
