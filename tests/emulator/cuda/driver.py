@@ -19,7 +19,7 @@ from tests.emulator.cuda.image import DEVICE, cpp_compiler, device_digest
 from wattune.compiler.cc import cache_folder, run
 
 NAME = "libcuda.so.1"
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-Wall", "-Wextra", f"-Wl,-soname,{NAME}")
+_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-Wall", "-Wextra", f"-Wl,-soname,{NAME}")
 
 
 @cache

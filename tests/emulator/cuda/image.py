@@ -21,7 +21,7 @@ MARK = b"WTEMU\0\0\1"
 # The driver answers the sanitisers' calls: what faults on a GPU, or is undefined there.
 _CHECKS = "alignment,bounds,signed-integer-overflow,shift-exponent"
 _FLAGS = (
-    "-std=c++17",
+    "-std=c++20",
     "-O1",
     "-fPIC",
     "-w",

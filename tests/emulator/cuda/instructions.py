@@ -111,6 +111,15 @@ INSTRUCTIONS: tuple[tuple[str, str], ...] = (
         r"(?:\.L2::cache_hint)?",
         "ptx::bulk_load(%0, %1, %2, %3)",
     ),
+    (
+        r"cp\.async\.bulk\.tensor\.([1-5])d\.shared::(?:cluster|cta)\.global(?:\.tile)?"
+        r"\.mbarrier::complete_tx::bytes(?:\.L2::cache_hint)?",
+        "ptx::tensor_load<$1>(%*)",
+    ),
+    (
+        r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.(f16|bf16)\.(?:f16|bf16)",
+        "ptx::wgmma<#2, $1>(%*)",
+    ),
     (rf"mbarrier\.init{_MBAR}", "ptx::mbarrier_init(%*)"),
     (rf"mbarrier\.inval{_MBAR}", "ptx::mbarrier_inval(%*)"),
     (rf"mbarrier\.arrive\.expect_tx{_MBAR}", "ptx::mbarrier_arrive_expect(%*)"),
@@ -129,7 +138,7 @@ INSTRUCTIONS: tuple[tuple[str, str], ...] = (
     (r"bar\.warp\.sync", "__syncwarp(%0)"),
     (r"griddepcontrol\.wait", "emu::waited_for_grid = true"),
     (
-        r"griddepcontrol\.launch_dependents|setmaxnreg\..*|fence\..*|membar\..*|prefetch.*"
+        r"griddepcontrol\.launch_dependents|setmaxnreg\..*|wgmma\.(?:fence|commit_group|wait_group)\..*|fence\..*|membar\..*|prefetch.*"
         r"|cp\.async\.bulk\.prefetch.*",
         "(void)0",
     ),

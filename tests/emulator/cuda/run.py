@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tests.emulator.cuda import driver
 from tests.emulator.cuda.image import host_image
 
 from wattune.compiler.measure.memory import Guarded
 
 _MAX_DYNAMIC_SHARED = 8
+_FLOAT16 = 6  # CU_TENSOR_MAP_DATA_TYPE_FLOAT16
 _WIDEST = 16  # bytes of one access
 
 
@@ -22,6 +25,29 @@ class LaunchError(Exception):
     def __init__(self, status: int, words: str) -> None:
         super().__init__(f"{status}: {words}")
         self.status = status
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """A kernel's tensor map of an array of 16-bit values: tiles of ``box``, outer sizes first."""
+
+    array: NDArray[Any]
+    box: tuple[int, ...]
+    swizzle: int = 0
+
+    def encode(self, address: int) -> bytes:
+        """Return what the driver makes of the map, for the array at an address."""
+        rank = self.array.ndim
+        sizes = (ctypes.c_uint64 * rank)(*self.array.shape[::-1])
+        strides = (ctypes.c_uint64 * rank)(*self.array.strides[-2::-1])
+        box = (ctypes.c_uint32 * rank)(*self.box[::-1])
+        steps = (ctypes.c_uint32 * rank)(*[1] * rank)
+        made = ctypes.create_string_buffer(128)
+        pointer = ctypes.c_void_p(address)
+        layout = (0, self.swizzle, 0, 0)
+        encode = driver.install().cuTensorMapEncodeTiled
+        check(encode(made, _FLOAT16, rank, pointer, sizes, strides, box, steps, *layout))
+        return made.raw
 
 
 def check(status: int) -> None:
@@ -42,7 +68,7 @@ def launch(
 ) -> None:
     """Run a kernel; arrays are changed in place, scalars are numpy's, of the parameter's type.
 
-    Memory behind each array is inaccessible.
+    A `TensorMap` becomes a parameter of type CUtensorMap. Memory behind each array is inaccessible.
     """
     cuda = driver.install()
     check(cuda.cuInit(0))
@@ -53,12 +79,17 @@ def launch(
         check(cuda.cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, shared))
         cells, memories = [], []
         for value in arguments:
-            if isinstance(value, np.ndarray):
-                memory = Guarded(value.nbytes, writable=True, alignment=_WIDEST)
-                memory.data[:] = value.reshape(-1).view(np.uint8)
-                memories.append((value, memory))
-                value = np.uint64(memory.address)
-            cells.append(ctypes.create_string_buffer(value.tobytes(), 8))
+            array = value.array if isinstance(value, TensorMap) else value
+            if not isinstance(array, np.ndarray):
+                cells.append(ctypes.create_string_buffer(value.tobytes(), 8))
+                continue
+            memory = Guarded(array.nbytes, writable=True, alignment=_WIDEST)
+            memory.data[:] = array.reshape(-1).view(np.uint8)
+            memories.append((array, memory))
+            if isinstance(value, TensorMap):
+                cells.append(ctypes.create_string_buffer(value.encode(memory.address), 128))
+            else:
+                cells.append(ctypes.create_string_buffer(np.uint64(memory.address).tobytes(), 8))
         passed = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
         sizes = [ctypes.c_uint(n) for n in (*_three(blocks), *_three(threads), shared)]
         check(cuda.cuLaunchKernel(function, *sizes, None, passed, None))

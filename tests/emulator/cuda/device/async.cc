@@ -140,11 +140,14 @@ void mbarrier_after_copies(uint32_t at, bool counted) {
 void copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t at) {
   if (bytes % 16) fail("cp.async.bulk of %u bytes; allowed: multiples of 16", bytes);
   if ((uintptr_t)from % 16) fail_as(kMisaligned, "cp.async.bulk: %p is not a multiple of 16", from);
-  Mbarrier &m = mbarrier(at);
   char *destination = shared_pointer(to, bytes, 16, "cp.async.bulk");
   memset(destination, 0xff, bytes);
-  Bulk b = {{{destination, (const char *)from, (int)bytes, (int)bytes}}, &m, (long)bytes, 0};
-  bulks.push_back(std::move(b));
+  copy_late({{destination, (const char *)from, (int)bytes, (int)bytes}}, (long)bytes, at);
+}
+
+void copy_late(std::vector<Copy> copies, long bytes, uint32_t at) {
+  Mbarrier &m = mbarrier(at);
+  bulks.push_back({std::move(copies), &m, bytes, 0});
 }
 
 }  // namespace emu

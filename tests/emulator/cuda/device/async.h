@@ -23,4 +23,7 @@ void mbarrier_after_copies(uint32_t at, bool counted);
 // cp.async.bulk: lands when every thread waits, and then completes bytes of the mbarrier.
 void copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t mbarrier);
 
+// The same for any copies; `bytes` is what they complete.
+void copy_late(std::vector<Copy> copies, long bytes, uint32_t mbarrier);
+
 }  // namespace emu

@@ -47,6 +47,11 @@ struct Function {
   unsigned launches = 0;
 };
 
+// A parameter's value; tensor maps are the largest and the most aligned.
+struct alignas(CUtensorMap) Value {
+  char bytes[sizeof(CUtensorMap)];
+};
+
 struct Module {
   void *library;
   std::map<std::string, Function> functions;
@@ -55,10 +60,10 @@ struct Module {
 int context_mark;
 thread_local std::vector<void *> contexts;
 thread_local char last_words[1024];
-int launch(const Config &config, Function *function, const std::vector<std::string> &values,
+int launch(const Config &config, Function *function, const std::vector<Value> &values,
            bool programmatic) {
   std::vector<void *> arguments;
-  for (const std::string &value : values) arguments.push_back((void *)value.data());
+  for (const Value &value : values) arguments.push_back((void *)value.bytes);
   Launch l = {function->entry,
               arguments.data(),
               {config.grid[0], config.grid[1], config.grid[2]},
@@ -253,9 +258,12 @@ int cuLaunchKernelEx(const Config *config, void *handle, void **parameters, void
   bool programmatic = false;
   for (unsigned i = 0; i < config->num_attributes; ++i)
     programmatic |= config->attributes[i].id == 6 && config->attributes[i].value.flag;
-  std::vector<std::string> values;  // a recorded launch outlives the caller's parameters
-  for (const int *size = function->sizes; *size >= 0; ++size)
-    values.emplace_back((const char *)parameters[values.size()], *size);
+  std::vector<Value> values;  // a recorded launch outlives the caller's parameters
+  for (const int *size = function->sizes; *size >= 0; ++size) {
+    if ((size_t)*size > sizeof(Value)) return failed(kInvalidValue, "a parameter of this size");
+    const void *from = parameters[values.size()];
+    memcpy(values.emplace_back().bytes, from, *size);
+  }
   Config copy = *config;
   return submit(config->stream, [=] { return launch(copy, function, values, programmatic); });
 }

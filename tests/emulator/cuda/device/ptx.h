@@ -2,11 +2,14 @@
 // `instructions.py` says which instruction becomes which function.
 #pragma once
 #include <limits>
+#include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "async.h"
 #include "matrix.h"
 #include "memory.h"
+#include "tensor.h"
 #include "threads.h"
 #include "warp.h"
 
@@ -189,6 +192,27 @@ inline void mbarrier_try(P &done, Shared at, S phase, uint32_t = 0) {
 }
 inline void bulk_load(Shared to, Global from, uint32_t bytes, Shared mbarrier) {
   emu::copy_bulk(to, from, bytes, mbarrier);
+}
+
+// Operands: destination, tensor map, coordinates, mbarrier.
+template <int rank, class... Rest>
+inline void tensor_load(Shared to, Global map, Rest... rest) {
+  const int values[] = {(int)rest...};
+  emu::copy_tensor(rank, to, map, values, (uint32_t)values[rank]);
+}
+// Operands: accumulators, two descriptors, whether to accumulate, scales and transpositions.
+template <emu::Element KIND, int N, class... All>
+inline void wgmma(All &&...all) {
+  auto every = std::tie(all...);
+  [&]<size_t... i>(std::index_sequence<i...>) {
+    float d[] = {as<float>(std::get<i>(every))...};
+    int one = (int)std::get<N / 2 + 3>(every), other = (int)std::get<N / 2 + 4>(every);
+    int flips = (int)std::get<N / 2 + 5>(every) | (int)std::get<N / 2 + 6>(every);
+    if (one != 1 || other != 1 || flips) emu::fail("wgmma: this form is not emulated");
+    emu::wgmma(KIND, N, d, std::get<N / 2>(every), std::get<N / 2 + 1>(every),
+               (bool)std::get<N / 2 + 2>(every));
+    (put(std::get<i>(every), d[i]), ...);
+  }(std::make_index_sequence<N / 2>());
 }
 
 // Barriers and warps.

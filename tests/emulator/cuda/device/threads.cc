@@ -31,6 +31,12 @@ struct Meeting {
   void *out[kWarp];
 };
 
+struct GroupMeeting {
+  uint32_t generation, arrived;
+  const void *in[kWarpgroup];
+  void *out[kWarpgroup];
+};
+
 struct Warp {
   uint32_t alive;
   std::unique_ptr<Meeting> meetings[kWarp];  // by the lowest lane of the mask
@@ -54,6 +60,7 @@ struct Barrier {
 Thread threads[kThreads];
 Warp warps[kThreads / kWarp];
 Barrier barriers[kBarriers];
+GroupMeeting groups[kThreads / kWarpgroup];
 unsigned num_threads, alive;
 void *scheduler;
 Launch running;
@@ -179,6 +186,7 @@ void run_block(bool backwards) {
       if (m) m->arrived = 0;
   }
   for (Barrier &b : barriers) b = Barrier();
+  for (GroupMeeting &g : groups) g.arrived = 0;
   forget_async();
   for (unsigned i = 0; i < num_threads; ++i) prepare(&threads[i], i);
   int patience = kPatience;
@@ -277,6 +285,16 @@ void meet_all(const char *name, const void *in, void *out, Operation op) {
   if (self->warp->alive != 0xffffffffu)
     fail("%s: lanes of the warp are missing (%08x are there)", name, self->warp->alive);
   meet(name, 0xffffffffu, in, out, op);
+}
+
+void meet_warpgroup(const char *name, const void *in, void *out, Operation op) {
+  GroupMeeting *m = &groups[self->number / kWarpgroup];
+  m->in[self->number % kWarpgroup] = in;
+  m->out[self->number % kWarpgroup] = out;
+  if (++m->arrived < kWarpgroup) return wait_while(&m->generation, m->generation, name);
+  op(m->in, m->out);
+  m->arrived = 0;
+  ++m->generation;
 }
 
 uint32_t active_lanes() { return self->warp->alive; }

@@ -9,7 +9,7 @@
 
 namespace emu {
 
-constexpr int kWarp = 32;
+constexpr int kWarp = 32, kWarpgroup = 128;
 
 // Statuses of the driver that launches answer with.
 enum Status { kSuccess = 0, kIllegalAddress = 700, kMisaligned = 716, kLaunchFailed = 719 };
@@ -67,6 +67,9 @@ void meet(const char *name, uint32_t mask, const void *in, void *out, Operation 
 
 // As above for instructions of whole warps (.aligned).
 void meet_all(const char *name, const void *in, void *out, Operation op);
+
+// As above for four warps: `in` and `out` are of 128 threads.
+void meet_warpgroup(const char *name, const void *in, void *out, Operation op);
 
 uint32_t active_lanes();
 
