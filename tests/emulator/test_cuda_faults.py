@@ -143,3 +143,16 @@ def test_a_missing_barrier_shows_in_one_of_two_orders(threads: int) -> None:
     np.testing.assert_array_equal(out, [expected, expected])
     launch(template.format(barrier=""), "kernel", [out], 2, threads)
     assert np.isnan(out).any(axis=1).all()
+
+
+def test_the_reversed_order_shows_what_one_block_hides() -> None:
+    source = """extern "C" __global__ void kernel(float* out) {
+      __shared__ float s;
+      if (threadIdx.x == 0) s = 5;
+      out[threadIdx.x] = s; }"""
+    out = np.zeros(64, np.float32)
+    launch(source, "kernel", [out], threads=64)
+    assert (out == 5).all()
+    with driver.reversed_order():
+        launch(source, "kernel", [out], threads=64)
+    assert np.isnan(out[1:]).all()

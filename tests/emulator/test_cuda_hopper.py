@@ -24,7 +24,8 @@ __device__ void wait(void* barrier, int phase) {
 """  # noqa: E501
 
 TILE = """
-extern "C" __global__ void kernel(const __grid_constant__ CUtensorMap map, int x, int y, half* out) {
+extern "C" __global__ void kernel(const __grid_constant__ CUtensorMap map, int x, int y,
+                                  half* out) {
   extern __shared__ __align__(1024) half tile[];
   __shared__ unsigned long long barrier;
   if (threadIdx.x == 0) {

@@ -5,7 +5,7 @@ In the C++, ``$1`` is a group of the pattern and ``@1`` the C++ type that the gr
 ``%0`` is an operand, ``%*`` stands for all of them. Operands come in the order of the instruction,
 vectors element by element, addresses as ``ptx::Shared`` (32 bits) or ``ptx::Global``. Results are
 assigned with ``put(%0, ...)``, which keeps bits; ``as<@1>(%1)`` reads an operand as a type. What
-needs more than an expression is a function in ``device/ptx.h``.
+needs more than an expression is a function in ``device/ptx.h`` or ``device/words.h``.
 
 An instruction without a row compiles, and fails the launch that runs it.
 """
@@ -34,7 +34,7 @@ SPECIAL_REGISTERS = {
     "%laneid": "emu::self->lane",
     "%warpid": "(emu::self->number / 32)",
     "%smid": "0",
-    "%globaltimer": "(++ptx::clock)",
+    **dict.fromkeys(("%globaltimer", "%globaltimer_lo"), "(++ptx::clock)"),
     "%clock64": "(++ptx::clock)",
     "%clock": "(uint32_t)(++ptx::clock)",
     **{

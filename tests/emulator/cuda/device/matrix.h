@@ -1,6 +1,6 @@
 // Matrix instructions of a warp: ldmatrix, stmatrix, movmatrix, mma.
 #pragma once
-#include "threads.h"
+#include "meetings.h"
 
 namespace emu {
 

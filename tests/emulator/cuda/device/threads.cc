@@ -1,12 +1,9 @@
-// The scheduler of fibres, and rendezvous of warps and blocks.
+// The scheduler of fibres.
 #include "threads.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-
-#include <memory>
 
 #include "faults.h"
 #include "memory.h"
@@ -21,47 +18,15 @@ Thread *self;
 Grid grid;
 bool reversed;
 bool waited_for_grid;
-
-struct Meeting {
-  uint32_t generation, arrived, mask;
-  int site;
-  const char *name;
-  Operation op;
-  const void *in[kWarp];
-  void *out[kWarp];
-};
-
-struct GroupMeeting {
-  uint32_t generation, arrived;
-  const void *in[kWarpgroup];
-  void *out[kWarpgroup];
-};
-
-struct Warp {
-  uint32_t alive;
-  std::unique_ptr<Meeting> meetings[kWarp];  // by the lowest lane of the mask
-};
+unsigned alive;
 
 namespace {
 
-constexpr unsigned kThreads = 1024, kBarriers = 16;
 constexpr int kPatience = 10000;  // rounds in which threads only poll
-constexpr const char *kBarrierNames[kBarriers] = {
-    "barrier 0",  "barrier 1",  "barrier 2",  "barrier 3", "barrier 4",  "barrier 5",
-    "barrier 6",  "barrier 7",  "barrier 8",  "barrier 9", "barrier 10", "barrier 11",
-    "barrier 12", "barrier 13", "barrier 14", "barrier 15"};
-
-struct Barrier {
-  uint32_t generation;
-  unsigned arrived, expected, votes, result[2];
-  int sites[kThreads / kWarp];  // where each warp is
-};
 
 Thread threads[kThreads];
 Warp warps[kThreads / kWarp];
-Barrier barriers[kBarriers];
-GroupMeeting groups[kThreads / kWarpgroup];
-unsigned num_threads, alive;
+unsigned num_threads;
 void *scheduler;
 Launch running;
 char *stacks;
@@ -91,33 +56,11 @@ emu_switch:
 
 void suspend() { emu_switch(&self->stack_pointer, scheduler); }
 
-void complete(Meeting *m) {
-  m->op(m->in, m->out);
-  m->arrived = 0;
-  ++m->generation;
-}
-
-bool is_complete(const Barrier &b) {
-  return b.arrived && b.arrived >= (b.expected ? b.expected : alive);
-}
-
-void complete(Barrier *b) {
-  b->result[b->generation & 1] = b->votes;
-  b->arrived = b->votes = b->expected = 0;
-  memset(b->sites, 0, sizeof(b->sites));
-  ++b->generation;
-}
-
-// Those who wait for a thread that leaves need not wait any longer.
 void leave() {
   self->done = true;
   --alive;
-  Warp *warp = self->warp;
-  warp->alive &= ~(1u << self->lane);
-  for (auto &m : warp->meetings)
-    if (m && m->arrived && (m->mask & warp->alive & ~m->arrived) == 0) complete(m.get());
-  for (Barrier &b : barriers)
-    if (alive && is_complete(b)) complete(&b);
+  self->warp->alive &= ~(1u << self->lane);
+  leave_meetings();
 }
 
 void thread_main() {
@@ -180,13 +123,8 @@ void fail_deadlock(const char *what) {
 void run_block(bool backwards) {
   num_threads = alive = grid.threads.x * grid.threads.y * grid.threads.z;
   unsigned num_warps = (num_threads + kWarp - 1) / kWarp;
-  for (unsigned w = 0; w < num_warps; ++w) {
-    warps[w].alive = 0;
-    for (auto &m : warps[w].meetings)
-      if (m) m->arrived = 0;
-  }
-  for (Barrier &b : barriers) b = Barrier();
-  for (GroupMeeting &g : groups) g.arrived = 0;
+  for (unsigned w = 0; w < num_warps; ++w) warps[w] = {0, (int)w};
+  forget_meetings();
   forget_async();
   for (unsigned i = 0; i < num_threads; ++i) prepare(&threads[i], i);
   int patience = kPatience;
@@ -247,84 +185,6 @@ void poll(const char *where) {
   self->where = where;
   self->polled = true;
   suspend();
-}
-
-// All lanes of a warp are at the same statement, as far as statements are known.
-static void check_site(int *site, const char *name) {
-  if (*site && self->site && *site != self->site)
-    fail("lanes of a warp diverge: they are at %s in lines %d and %d", name, *site, self->site);
-  *site = self->site;
-  self->site = 0;
-}
-
-void meet(const char *name, uint32_t mask, const void *in, void *out, Operation op) {
-  Warp *warp = self->warp;
-  if (!(mask >> self->lane & 1)) fail("%s: the mask %08x is without lane %d", name, mask, self->lane);
-  auto &slot = warp->meetings[__builtin_ctz(mask)];
-  if (!slot) slot.reset(new Meeting());
-  Meeting *m = slot.get();
-  if (!m->arrived) {
-    m->mask = mask;
-    m->name = name;
-    m->op = op;
-    m->site = 0;
-    for (int i = 0; i < kWarp; ++i) m->in[i] = nullptr, m->out[i] = nullptr;
-  } else if (m->mask != mask || strcmp(m->name, name) != 0) {
-    fail("lanes of a warp diverge: %s with mask %08x, others at %s with %08x", name, mask, m->name,
-         m->mask);
-  }
-  check_site(&m->site, name);
-  m->arrived |= 1u << self->lane;
-  m->in[self->lane] = in;
-  m->out[self->lane] = out;
-  if ((mask & warp->alive & ~m->arrived) == 0) return complete(m);
-  wait_while(&m->generation, m->generation, name);
-}
-
-void meet_all(const char *name, const void *in, void *out, Operation op) {
-  if (self->warp->alive != 0xffffffffu)
-    fail("%s: lanes of the warp are missing (%08x are there)", name, self->warp->alive);
-  meet(name, 0xffffffffu, in, out, op);
-}
-
-void meet_warpgroup(const char *name, const void *in, void *out, Operation op) {
-  GroupMeeting *m = &groups[self->number / kWarpgroup];
-  m->in[self->number % kWarpgroup] = in;
-  m->out[self->number % kWarpgroup] = out;
-  if (++m->arrived < kWarpgroup) return wait_while(&m->generation, m->generation, name);
-  op(m->in, m->out);
-  m->arrived = 0;
-  ++m->generation;
-}
-
-uint32_t active_lanes() { return self->warp->alive; }
-
-static Barrier *arrive(unsigned id, unsigned count, bool vote) {
-  if (id >= kBarriers) fail("barrier %u; allowed: 0 to %u", id, kBarriers - 1);
-  if (count % kWarp) fail("barrier %u: %u threads are not whole warps", id, count);
-  Barrier *b = &barriers[id];
-  if (b->arrived && b->expected != count)
-    fail("barrier %u is for %u threads and for %u", id, b->expected, count);
-  b->expected = count;
-  b->votes += vote;
-  check_site(&b->sites[self->number / kWarp], kBarrierNames[id]);
-  if (++b->arrived > (count ? count : alive)) fail("barrier %u: too many threads", id);
-  return b;
-}
-
-unsigned barrier(unsigned id, unsigned count, bool vote) {
-  Barrier *b = arrive(id, count, vote);
-  uint32_t generation = b->generation;
-  if (is_complete(*b))
-    complete(b);
-  else
-    wait_while(&b->generation, generation, kBarrierNames[id]);
-  return b->result[generation & 1];
-}
-
-void barrier_arrive(unsigned id, unsigned count) {
-  Barrier *b = arrive(id, count, false);
-  if (is_complete(*b)) complete(b);
 }
 
 // What a block or a whole launch did wrong that no instruction shows.

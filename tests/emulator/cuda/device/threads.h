@@ -10,11 +10,15 @@
 namespace emu {
 
 constexpr int kWarp = 32, kWarpgroup = 128;
+constexpr unsigned kThreads = 1024;
 
 // Statuses of the driver that launches answer with.
 enum Status { kSuccess = 0, kIllegalAddress = 700, kMisaligned = 716, kLaunchFailed = 719 };
 
-struct Warp;
+struct Warp {
+  uint32_t alive;  // lanes that have not left
+  int number;
+};
 
 // One asynchronous copy; the rest of `bytes` after `valid` becomes zero.
 struct Copy {
@@ -45,6 +49,7 @@ struct Grid {
 
 extern Thread *self;
 extern Grid grid;
+extern unsigned alive;  // threads of the block that have not left
 
 // Ends the launch with a status and a sentence; never returns.
 [[noreturn]] void fail_as(Status status, const char *format, ...)
@@ -60,27 +65,13 @@ void wait_while(const uint32_t *cell, uint32_t seen, const char *where);
 // Lets other threads run once; for loops that poll memory.
 void poll(const char *where);
 
-// Runs `op` once for all lanes of `mask` that have not left, when the last of them is here: it
-// finds each one's `in` and `out` by lane, NULL for lanes that are not here.
-using Operation = void (*)(const void *const *in, void *const *out);
-void meet(const char *name, uint32_t mask, const void *in, void *out, Operation op);
-
-// As above for instructions of whole warps (.aligned).
-void meet_all(const char *name, const void *in, void *out, Operation op);
-
-// As above for four warps: `in` and `out` are of 128 threads.
-void meet_warpgroup(const char *name, const void *in, void *out, Operation op);
-
-uint32_t active_lanes();
-
-// Barrier `id`; `count` 0 stands for all threads that have not left. `vote` is what the thread
-// says; returns how many said so.
-unsigned barrier(unsigned id, unsigned count, bool vote = false);
-void barrier_arrive(unsigned id, unsigned count);
-
 // Runs when nothing else can: asynchronous work that may land late. False where there is none.
 bool land_one();
+
+// What a new block starts without; what a thread that leaves stands in the way of no longer.
 void forget_async();
+void forget_meetings();
+void leave_meetings();
 
 using Entry = void (*)(void **arguments);
 struct Launch {

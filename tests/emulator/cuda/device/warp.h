@@ -1,6 +1,6 @@
 // Shuffles, votes and reductions of a warp.
 #pragma once
-#include "threads.h"
+#include "meetings.h"
 
 namespace emu {
 
