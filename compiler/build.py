@@ -81,11 +81,6 @@ def _build_host(functions: Mapping[str, Any], target: Target, path: Path) -> Non
         raise BuildError(f"{type(error).__name__}: {last_lines(str(error))}") from error
 
 
-def host_threads(target: Target) -> int:
-    """Return how many threads the library's CPU code uses by default."""
-    return target.threads if target.kind == "cpu" else 1
-
-
 def launcher_object(threads: int) -> Path:
     """Return the launcher for a default number of threads, compiled at first use."""
     flags = [f"-DWATTUNE_THREADS={threads}", "-fvisibility=hidden"]
@@ -133,7 +128,7 @@ def build_shared(
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = build_objects(functions, target, Path(folder) / "kernels.o")
         compiled = time.perf_counter()
-        facts = link([*built.objects, *extra_objects], path, host_threads(target))
+        facts = link([*built.objects, *extra_objects], path, target.host_threads)
     linked = time.perf_counter()
     times = {"compile_seconds": compiled - start, "link_seconds": linked - compiled}
     return {**times, **facts, **built.facts}

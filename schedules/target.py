@@ -109,6 +109,11 @@ class Target:
         """Return the same target with another number of threads."""
         return dataclasses.replace(self, threads=threads)
 
+    @property
+    def host_threads(self) -> int:
+        """Return how many of the host's cores a kernel keeps busy: one launches on a GPU."""
+        return self.threads if self.kind == "cpu" else 1
+
     @classmethod
     def native(cls, threads: int | None = None) -> Self:
         """Describe the machine this runs on, from its CPUID flags; all cores unless told."""

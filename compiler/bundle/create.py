@@ -115,7 +115,7 @@ def _needs(manifest: Manifest, folder: Path) -> dict[str, Any]:
     packages = ["numpy", *(["ml_dtypes"] if "bfloat16" in dtypes else [])]
     needs: dict[str, Any] = {
         "run": "python run.py --out records.jsonl",
-        "python": ">= 3.11, of any implementation with ctypes",
+        "python": ">= 3.11",
         "packages": packages,
         "machine": "x86_64 Linux" if target.kind == "cuda" else f"{target.arch} Linux",
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),

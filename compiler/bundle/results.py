@@ -51,14 +51,11 @@ class Results:
         return candidate in self._known
 
     def has_energy(self, candidate: Candidate) -> bool:
-        """Say whether energy was measured, or tried and found to be missing."""
+        """Say whether energy was measured."""
         return any(r.joules is not None for r in self._known.get(candidate, []))
 
     def records(self, problem: Problem) -> list[Record]:
-        """Return the valid record of each candidate of a problem: of the least latency.
-
-        It carries the energy of whichever record has some.
-        """
+        """Return the valid record of the least latency, for each candidate of a problem."""
         return [
             min(valid, key=lambda r: r.latency)
             for candidate, records in self._known.items()

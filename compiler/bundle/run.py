@@ -23,9 +23,10 @@ from wattune.compiler.bundle.results import Results
 from wattune.compiler.bundle.table import table
 from wattune.compiler.measure.affinity import divide, usable_cpus
 from wattune.compiler.measure.builder import BuildResult
-from wattune.compiler.measure.station import check, host_threads, supervisor_of
+from wattune.compiler.measure.station import check, supervisor_of
 from wattune.compiler.measure.supervisor import Supervisor
 from wattune.errors import MeasureError, MissingDependencyError, WattuneError
+from wattune.schedules.candidate import Record
 from wattune.schedules.host import fingerprint
 from wattune.schedules.nvidia import gpu_facts
 
@@ -115,7 +116,7 @@ class Run:
     def all(self) -> int:
         """Measure limits, candidates and energy; prints a table last, also when interrupted."""
         target = self._manifest.target
-        cpus, _ = divide(usable_cpus(), host_threads(target))
+        cpus, _ = divide(usable_cpus(), target.host_threads)
         supervisor = supervisor_of(
             target, self._manifest.mode, cpus, self._manifest.seed, self._versions
         )
@@ -148,11 +149,13 @@ class Run:
             if time.monotonic() > self._end:
                 print("time is up: energies are left for another run")
                 return
-            self._add(supervisor, result, energy=True)
+            record = self._add(supervisor, result, energy=True)
+            if record.valid and record.joules is None and record.message:
+                return  # it says why, and so would all others
 
     def _add(
         self, supervisor: Supervisor, result: BuildResult, energy: bool, left: int | None = None
-    ) -> None:
+    ) -> Record:
         record = supervisor.measure(result, energy=energy)
         self._results.add(record)
         what = f"{record.latency * 1e6:.1f} us" if record.valid else f"{record.failure}"
@@ -161,6 +164,7 @@ class Run:
         rest = "" if left is None else f" ({left} left)"
         text = f": {record.message}" if record.message else ""
         print(f"{result.candidate.problem}: {what}{text}{rest}", flush=True)
+        return record
 
     def _picked(self) -> Iterator[list[BuildResult]]:
         for problem in self._manifest.problems:

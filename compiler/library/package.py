@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wattune.compiler.build import baseline, build_objects, host_threads, link
+from wattune.compiler.build import baseline, build_objects, link
 from wattune.compiler.cc import cached, compiler, run
 from wattune.compiler.cuda.program import ffi_includes
 from wattune.compiler.library.choose import check_siblings, choose, verify
@@ -135,7 +135,7 @@ def _compile_plan(plan: Plan, target: Target, folder: Path, path: Path) -> None:
     source.write_text(dispatch_source(plan.manifest, required_features(target)))
     includes = [f"-I{_HERE}", *ffi_includes()]
     run([compiler(), "-fPIC", "-c", *_FLAGS, *includes, source, "-o", folder / "dispatch.o"])
-    link([*objects, folder / "dispatch.o", *_runtime_objects(includes)], path, host_threads(target))
+    link([*objects, folder / "dispatch.o", *_runtime_objects(includes)], path, target.host_threads)
 
 
 def _lower(candidate: Candidate) -> Any:

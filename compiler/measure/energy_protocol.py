@@ -114,7 +114,6 @@ class Energy:
     spread: float
     watts: float
     windows: int
-    status: Status
 
 
 def ticks(samples: Sequence[Sample]) -> list[Sample]:
@@ -228,7 +227,7 @@ def measure(counter: Counter, load: Load, clock: Clock, known: Calibration) -> E
         raise DeviceError("the GPU's clocks were throttled anew in every window")
     joules = sum(w.joules for w in good) / sum(w.calls for w in good)
     watts = sum(w.joules for w in good) / sum(w.seconds for w in good)
-    return Energy(joules, spread(good), watts, len(good), counter.status())
+    return Energy(joules, spread(good), watts, len(good))
 
 
 def spread(windows: Sequence[Window]) -> float:

@@ -143,8 +143,11 @@ class GpuDevice:
         try:
             with self.current():
                 body()
-        finally:
-            self.driver("cuStreamEndCapture", self.stream, ctypes.byref(found))
+        except BaseException:
+            # What went wrong is known; that the capture is spoilt is no news.
+            self.driver.status("cuStreamEndCapture", self.stream, ctypes.byref(found))
+            raise
+        self.driver("cuStreamEndCapture", self.stream, ctypes.byref(found))
         return Graph(self, found)
 
 

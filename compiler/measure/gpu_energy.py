@@ -14,7 +14,7 @@ from wattune.errors import DeviceError
 
 # One replay: long enough that handing out work costs little, short enough to follow closely.
 REPLAY_SECONDS = 3e-3
-_AHEAD = 3
+_AHEAD = 6
 # Candidates between two measurements of the reference load.
 REFERENCE_EVERY = 8
 _REFERENCE_BYTES, _REFERENCE_COPIES = 256 << 20, 8

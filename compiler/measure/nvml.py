@@ -6,7 +6,6 @@ Reads only: no setting of the device is ever changed.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from typing import Any
 
 from wattune.compiler.measure.energy_protocol import Status
@@ -96,9 +95,3 @@ class Nvml:
     def close(self) -> None:
         """Give NVML back."""
         self._status("nvmlShutdown")
-
-
-@cache
-def counter(uuid: str = "") -> Nvml:
-    """Return the counter of a GPU, opened at the first call."""
-    return Nvml(uuid)

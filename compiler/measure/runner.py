@@ -18,7 +18,7 @@ from wattune.compiler.measure.affinity import divide, usable_cpus
 from wattune.compiler.measure.builder import BuildPool, BuildResult
 from wattune.compiler.measure.limits import Limits, limits_key, measure_limits
 from wattune.compiler.measure.meters import open_meter
-from wattune.compiler.measure.station import check, host_threads, supervisor_of
+from wattune.compiler.measure.station import check, supervisor_of
 from wattune.errors import MissingDependencyError, TargetError
 from wattune.schedules.candidate import Candidate, Measurement, Record
 from wattune.schedules.host import toolchain
@@ -69,7 +69,7 @@ class LocalRunner(Runner):
         self._target = target
         self._folder = Path(tempfile.mkdtemp(prefix="wattune-"))
         cpus = usable_cpus()
-        measuring, free = divide(cpus, host_threads(target))
+        measuring, free = divide(cpus, target.host_threads)
         # An energy counter of CPUs counts every core.
         self._overlap = bool(free) and (target.kind != "cpu" or open_meter("cpu") is None)
         building = free if self._overlap else cpus

@@ -27,11 +27,6 @@ def check(target: Target, mode: str) -> None:
         raise TargetError(f"the target cannot run here: {lacking}")
 
 
-def host_threads(target: Target) -> int:
-    """Return how many of this machine's cores a measurement keeps busy."""
-    return target.threads if target.kind == "cpu" else 1
-
-
 def supervisor_of(
     target: Target,
     mode: str,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from wattune.compiler import tuner
-from wattune.compiler.measure import supervisor
+from wattune.compiler.measure import gpu_worker, supervisor
 from wattune.compiler.measure.cases import within
 from wattune.compiler.measure.ffi import Call, Library
 from wattune.compiler.measure.gpu_device import Event, GpuDevice
@@ -236,6 +238,55 @@ def test_without_a_driver_a_tune_says_so(faulty_module: str, tmp_path: Path) -> 
     with pytest.raises(TargetError, match="the target cannot run here: no NVIDIA driver"):
         tuner.tune([PROBLEM], Target.parse("cuda:sm_90a"), path, trials=1)
     assert not path.exists()
+
+
+def test_a_fault_that_shows_later_ends_the_process(
+    emulated_gpu: Target, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real device tells of an illegal access at the next wait, and is lost from then on."""
+
+    class Left(Exception):
+        pass
+
+    def leave(status: int) -> None:
+        raise Left(status)
+
+    setup = {"mode": "cold", "footprint": 1 << 20, "seed": 0, "most_drawn": 1 << 20, "device": 0}
+    measurer = gpu_worker.GpuMeasurer(setup)
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(gpu_worker, "Library", lambda path: SimpleNamespace(close=lambda: None))
+    lost = DeviceError("cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS (700)", 700)
+    refused = MeasureError("wrong_result", "kernel answered with an error")
+
+    def outcome(raised: Exception, waiting: Exception | None = None) -> dict[str, Any]:
+        def fail(*arguments: object) -> None:
+            raise raised
+
+        def finish() -> None:
+            if waiting is not None:
+                raise waiting
+
+        monkeypatch.setattr(measurer, "_measure", fail)
+        monkeypatch.setattr(measurer._device, "finish", finish)
+        return measurer.answer({"library": "candidate.so"})
+
+    for raised, waiting in ((lost, None), (refused, lost)):
+        with pytest.raises(Left):
+            outcome(raised, waiting)
+        assert "CUDA_ERROR_ILLEGAL_ADDRESS (700)" in capsys.readouterr().err
+    assert outcome(refused) == {"failure": "wrong_result", "message": str(refused)}
+    full = DeviceError("out of device memory: 5 GB asked for", nvidia.OUT_OF_MEMORY)
+    assert outcome(full) == {"failure": "crash", "message": str(full)}
+
+
+def test_a_known_gpu_is_the_target_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of a bundle for cuda:sm_90a and of a tune on an H200 are of one target."""
+    fields = {"kind": "cuda", "arch": "sm_90a", "device": "NVIDIA H200", "cores": 132}
+    sizes = {"threads": 132, "l1": 232448, "l2": 1 << 25, "l3": 1 << 25, "memory": 150 << 30}
+    monkeypatch.setattr(nvidia, "gpu_fields", lambda: {**fields, **sizes})
+    assert Target.parse("cuda") == Target.parse("cuda:sm_90a")
+    monkeypatch.setattr(nvidia, "gpu_fields", lambda: {**fields, **sizes, "cores": 114})
+    assert Target.parse("cuda").cores == 114
 
 
 def test_code_for_another_architecture_is_refused(emulated_gpu: Target) -> None:
