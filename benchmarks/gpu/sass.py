@@ -1,4 +1,4 @@
-"""Machine code of the default GPU schedules: ``python benchmarks/gpu/sass.py [OPERATOR ...]``.
+"""Machine code of the default GPU schedules: ``python -m benchmarks.gpu.sass [OPERATOR ...]``.
 
 For each standard shape and architecture: registers, spills, shared memory, how many warps an SM
 holds at once, and the instructions that say how a kernel works: loads of 16 bytes, tensor cores,
@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.gpu.cases import cases
 
 from wattune.compiler.cli.output import print_table
 from wattune.compiler.cuda.device_code import device_compiler
@@ -46,47 +48,28 @@ from wattune.schedules.template import default_candidate, template_of
 RESULTS = Path(__file__).parents[1] / "results"
 ARCHS = ("sm_80", "sm_89", "sm_90a")
 
-SEER = (64, 8, 128)  # SeerAttention-R: query heads, KV heads, width
-BIT = ((32, 8, 128), (32, 32, 128))  # BitDecoding
-# MiMo-V2-Flash: its layers that see all, and those that see 128.
-MIMO: tuple[dict[str, Any], ...] = (
-    {"query_heads": 64, "kv_heads": 4, "head_dim": 192, "value_dim": 128},
-    {
-        "query_heads": 64,
-        "kv_heads": 8,
-        "head_dim": 192,
-        "value_dim": 128,
-        "window": 128,
-        "sinks": True,
-    },
-)
+ROWS = (16, 32768)
+HEADS = (64, 8, 128)
 
+# What the standard measurement times, then the rest of a decoding step at such sizes.
 PROBLEMS: tuple[Problem, ...] = (
-    DecodeAttention(16, 32768, *SEER),
-    DecodeAttention(1, 131072, *SEER),
-    DecodeAttention(16, 32768, *SEER, layout="NHD", page_size=64),
-    *(DecodeAttention(16, 32768, *heads) for heads in BIT),
-    *(DecodeAttention(16, 32768, **m, query_tokens=n) for m in MIMO for n in (1, 4)),
-    *(BlockSparseDecodeAttention(b, 131072, *SEER, max_blocks=205) for b in (1, 16)),
-    BlockSparseDecodeAttention(16, 32768, *SEER, max_blocks=52, page_size=64),
-    BlockSparseDecodeAttention(16, 32768, *SEER, max_blocks=205, block_size=16),
-    *(
-        QuantizedDecodeAttention(16, 32768, *heads, format=name)
-        for name in ("int8", "int4", "int2")
-        for heads in BIT
-    ),
+    *(case.problem for case in cases() if case.standard),
+    DecodeAttention(*ROWS, *HEADS, layout="NHD", page_size=64),
+    BlockSparseDecodeAttention(*ROWS, *HEADS, max_blocks=52, page_size=64),
+    BlockSparseDecodeAttention(*ROWS, *HEADS, max_blocks=205, block_size=16),
+    QuantizedDecodeAttention(*ROWS, *HEADS, format="int8"),
     MergeStates(16, 8, 64, 128),
-    KVCacheAppend(16, 32768, 8, 128),
-    KVCacheAppend(16, 32768, 8, 128, page_size=64),
-    *(QuantizedKVCacheAppend(16, 32768, 8, 128, format=n) for n in ("int8", "int4", "int2")),
-    *(KVCacheQuantize(1, 32768, 8, 128, format=name) for name in ("int8", "int4", "int2")),
-    BlockMinmax(16, 32768, 8, 128),
-    BlockScore(16, 32768, *SEER),
-    AttnGate(16, 32768, *SEER),
-    AttnGateCompress(16, 32768, 8, 128),
-    SelectBlocks(16, 32768, 8),
+    KVCacheAppend(*ROWS, *HEADS[1:]),
+    KVCacheAppend(*ROWS, *HEADS[1:], page_size=64),
+    *(QuantizedKVCacheAppend(*ROWS, *HEADS[1:], format=n) for n in ("int8", "int4", "int2")),
+    *(KVCacheQuantize(1, 32768, *HEADS[1:], format=name) for name in ("int8", "int4", "int2")),
+    BlockMinmax(*ROWS, *HEADS[1:]),
+    BlockScore(*ROWS, *HEADS),
+    AttnGate(*ROWS, *HEADS),
+    AttnGateCompress(*ROWS, *HEADS[1:]),
+    SelectBlocks(*ROWS, 8),
     SelectBlocks(16, 131072, 8, method="threshold"),
-    SelectUnion(16, 32768, 64),
+    SelectUnion(*ROWS, 64),
 )
 
 

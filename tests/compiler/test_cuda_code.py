@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.gpu.sass import rows_of
 from tests.compiler.toy_gpu import HOPPER, RAGGED, TEMPLATES, Ragged, registered
 
 from wattune import ops
@@ -19,7 +20,9 @@ from wattune.compiler.cuda.nvrtc import Nvrtc
 from wattune.compiler.cuda.occupancy import blocks_per_sm
 from wattune.compiler.cuda.program import build_gpu
 from wattune.compiler.cuda.rules import refusal
+from wattune.compiler.tvm_setup import prepare_tvm
 from wattune.errors import BuildError, MissingDependencyError
+from wattune.ops import KVCacheAppend, TernaryGemm
 from wattune.schedules.cuda.program import GpuProgram
 from wattune.schedules.template import default_candidate
 
@@ -264,3 +267,14 @@ def test_programs_know_their_blocks() -> None:
         "factors": (32, 0),
         "scale": (32, 128 << 10),
     }
+
+
+@pytest.mark.nvcc
+def test_the_table_of_defaults() -> None:
+    prepare_tvm()
+    (row,) = rows_of(KVCacheAppend(1, 64, 1, 64, dtype="float16"), "sm_80")
+    assert row["kernel"] == "append" and row["refused"] == "" and 0 < row["occupancy"] <= 1
+    assert row["registers"] > 0 and row["spill_stores"] == 0
+    if sass.disassembler() is not None:
+        assert row["mix"]["LDG.128"] and "LDL" not in row["mix"]
+    assert not list(rows_of(TernaryGemm(1, 64, 64), "sm_80")), "no template serves it"
