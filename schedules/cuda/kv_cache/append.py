@@ -32,7 +32,7 @@ from wattune.schedules.cuda.values import access, load, store
 from wattune.schedules.program import WIDE_ACCESS, Tensors
 from wattune.schedules.space import Knob, Space, Value
 from wattune.schedules.target import Target
-from wattune.schedules.template import Counts, Layout
+from wattune.schedules.template import Counts
 
 # Bytes that keep an SM's memory pipeline busy: more of them a thread only where there is work.
 _BYTES_A_CORE = 32 << 10
@@ -56,10 +56,6 @@ class KVCacheAppendGpu(PlainTemplate):
             Knob("pieces", (1, 2, 4, 8), 4 if busy else 1),
         )
         return Space(self.name, knobs)
-
-    def layout(self, problem: KVCacheAppend, values: Mapping[str, Value]) -> Layout:
-        """Return the caller's: attention reads the same cache."""
-        return Layout.make(problem.layout)
 
     def kernels(
         self, problem: KVCacheAppend, target: Target, values: Mapping[str, Value]
