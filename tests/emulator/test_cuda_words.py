@@ -102,6 +102,24 @@ def test_every_half_and_bfloat_converts_exactly() -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    "kind, dtype", [("e4m3", ml_dtypes.float8_e4m3fn), ("e5m2", ml_dtypes.float8_e5m2)]
+)
+def test_bytes_round_and_saturate(kind: str, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    high, low = ((rng.standard_normal(COUNT) * 2.0 ** rng.integers(-12, 20, COUNT)) for _ in "12")
+    text = (
+        f"{{.reg .b16 h, z; mov.b16 z, 0; cvt.rn.satfinite.{kind}x2.f32 h, %2, %3;"
+        f" mov.b32 %0, {{h, z}}; cvt.rn.f16x2.{kind}x2 %1, h;}}"
+    )
+    operands = [values.astype(np.float32) for values in (high, low)]
+    codes, halves = lanes(text, ("uint32", "uint32"), *operands, blocks=BLOCKS)
+    largest = float(ml_dtypes.finfo(dtype).max)
+    pairs = np.stack(operands[::-1], axis=1).clip(-largest, largest).astype(dtype)
+    np.testing.assert_array_equal(codes, pairs.view(np.uint16)[:, 0])
+    np.testing.assert_array_equal(halves.view(np.float16), pairs.astype(np.float16).reshape(-1))
+
+
 def test_saturating_conversion() -> None:
     values = np.linspace(-300, 300, COUNT, dtype=np.float32)
     got = _run("cvt.rni.sat.s8.f32 %0, %1;", "int32", values)

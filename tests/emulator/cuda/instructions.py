@@ -7,7 +7,8 @@ vectors element by element, addresses as ``ptx::Shared`` (32 bits) or ``ptx::Glo
 assigned with ``put(%0, ...)``, which keeps bits; ``as<@1>(%1)`` reads an operand as a type. What
 needs more than an expression is a function in ``device/ptx.h`` or ``device/words.h``.
 
-An instruction without a row compiles, and fails the launch that runs it.
+Each row has an example in `test_cuda_instructions.py`. An instruction without a row compiles, and
+fails the launch that runs it.
 """
 
 from __future__ import annotations
@@ -190,16 +191,23 @@ INSTRUCTIONS: tuple[tuple[str, str], ...] = (
     (r"shf\.r\.wrap\.b32", "put(%0, shf_right(as<uint32_t>(%1), as<uint32_t>(%2), %3))"),
     (rf"setp\.(eq|ne|lt|le|gt|ge){_TYPE}", "%0 = as<@2>(%1) #1 as<@2>(%2)"),
     (rf"selp{_TYPE}", "put(%0, %3 ? as<@1>(%1) : as<@1>(%2))"),
-    (rf"add(?:\.rn)?(?:\.ftz)?{_TYPE}", "put(%0, (@1)(as<@1>(%1) + as<@1>(%2)))"),
-    (rf"sub(?:\.rn)?(?:\.ftz)?{_TYPE}", "put(%0, (@1)(as<@1>(%1) - as<@1>(%2)))"),
-    (rf"mul(?:\.lo|\.rn)?(?:\.ftz)?{_TYPE}", "put(%0, (@1)(as<@1>(%1) * as<@1>(%2)))"),
-    (rf"mad\.lo{_TYPE}", "put(%0, (@1)(as<@1>(%1) * as<@1>(%2) + as<@1>(%3)))"),
+    # Integers wrap, whatever their sign.
+    (r"add\.[us](\d+)", "put(%0, (uint$1_t)(as<uint$1_t>(%1) + as<uint$1_t>(%2)))"),
+    (r"sub\.[us](\d+)", "put(%0, (uint$1_t)(as<uint$1_t>(%1) - as<uint$1_t>(%2)))"),
+    (r"mul\.lo\.[us](\d+)", "put(%0, (uint$1_t)(as<uint$1_t>(%1) * as<uint$1_t>(%2)))"),
+    (
+        r"mad\.lo\.[us](\d+)",
+        "put(%0, (uint$1_t)(as<uint$1_t>(%1) * as<uint$1_t>(%2) + as<uint$1_t>(%3)))",
+    ),
     (r"and\.(b\d+)", "put(%0, (@1)(as<@1>(%1) & as<@1>(%2)))"),
     (r"or\.(b\d+)", "put(%0, (@1)(as<@1>(%1) | as<@1>(%2)))"),
     (r"xor\.(b\d+)", "put(%0, (@1)(as<@1>(%1) ^ as<@1>(%2)))"),
-    (r"shl\.(b\d+)", "put(%0, (@1)(%2 > 31 ? 0 : as<@1>(%1) << %2))"),
-    (r"shr\.([bus]\d+)", "put(%0, (@1)(as<@1>(%1) >> %2))"),
+    (r"shl\.(b\d+)", "put(%0, shift_left(as<@1>(%1), as<uint32_t>(%2)))"),
+    (r"shr\.([bus]\d+)", "put(%0, shift_right(as<@1>(%1), as<uint32_t>(%2)))"),
     # Floats.
+    (r"add(?:\.rn)?(?:\.ftz)?\.(f16|bf16|f32|f64)", "put(%0, as<@1>(%1) + as<@1>(%2))"),
+    (r"sub(?:\.rn)?(?:\.ftz)?\.(f16|bf16|f32|f64)", "put(%0, as<@1>(%1) - as<@1>(%2))"),
+    (r"mul(?:\.rn)?(?:\.ftz)?\.(f16|bf16|f32|f64)", "put(%0, as<@1>(%1) * as<@1>(%2))"),
     (r"fma\.rn(?:\.ftz)?\.f32", "put(%0, fmaf(as<float>(%1), as<float>(%2), as<float>(%3)))"),
     (r"div\.(?:rn|approx|full)(?:\.ftz)?\.f32", "put(%0, as<float>(%1) / as<float>(%2))"),
     (r"max(?:\.ftz)?\.f32", "put(%0, fmaxf(as<float>(%1), as<float>(%2)))"),
@@ -220,6 +228,10 @@ INSTRUCTIONS: tuple[tuple[str, str], ...] = (
     (r"ex2\.approx(?:\.ftz)?\.(f16x2|bf16x2)", "ptx::pairs<#1>(ptx::ex2, %*)"),
     # Conversions.
     (r"cvt\.rn(?:\.satfinite)?(?:\.relu)?\.(f16x2|bf16x2)\.f32", "put(%0, pack<#1>(%1, %2))"),
+    (r"cvt\.rn\.satfinite\.e4m3x2\.f32", "put(%0, pack_bytes<4>(as<float>(%1), as<float>(%2)))"),
+    (r"cvt\.rn\.satfinite\.e5m2x2\.f32", "put(%0, pack_bytes<5>(as<float>(%1), as<float>(%2)))"),
+    (r"cvt\.rn\.f16x2\.e4m3x2", "put(%0, unpack_bytes<4>(as<uint16_t>(%1)))"),
+    (r"cvt\.rn\.f16x2\.e5m2x2", "put(%0, unpack_bytes<5>(as<uint16_t>(%1)))"),
     (r"cvt\.rn\.(f16|bf16)\.f32", "put(%0, (@1)as<float>(%1))"),
     (r"cvt\.f32\.(f16|bf16)", "put(%0, (float)as<@1>(%1))"),
     (r"cvt\.rni\.sat\.(s8|u8)\.f32", "%0 = saturate<@1>(as<float>(%1))"),
@@ -234,7 +246,17 @@ INSTRUCTIONS: tuple[tuple[str, str], ...] = (
 
 _TABLE = [(re.compile(pattern), code) for pattern, code in INSTRUCTIONS]
 _PLACE = re.compile(r"([$@#])(\d)|%(\d)|%\*")
-_OURS = re.compile(r"(?<![\w:])(put|as|lop3|prmt|shf_left|shf_right|pack|saturate)(?=[<(])")
+# Functions of the namespace ptx that rows call by their bare names.
+_OURS = re.compile(
+    r"(?<![\w:])(put|as|lop3|prmt|shf_left|shf_right|shift_left|shift_right|pack|saturate"
+    r"|pack_bytes|unpack_bytes)(?=[<(])"
+)
+
+
+def find(opcode: str) -> tuple[re.Match[str], str] | None:
+    """Return the first row that matches an opcode: the match, and the row's C++."""
+    rows = ((pattern.fullmatch(opcode), code) for pattern, code in _TABLE)
+    return next(((match, code) for match, code in rows if match), None)
 
 
 def render(opcode: str, operands: Sequence[Operand], text: str) -> str:
@@ -243,12 +265,12 @@ def render(opcode: str, operands: Sequence[Operand], text: str) -> str:
     # The parts of a mov stand in its operands alone.
     if opcode.startswith("mov.") and len(flat) > 2:
         opcode += ".from_parts" if len(operands[0]) == 1 else ".to_parts"
-    for pattern, code in _TABLE:
-        if match := pattern.fullmatch(opcode):
-            try:
-                return _fill(_OURS.sub(r"ptx::\1", code), match, flat)
-            except IndexError:
-                raise BuildError(f"PTX instruction with too few operands: {text}") from None
+    if row := find(opcode):
+        match, code = row
+        try:
+            return _fill(_OURS.sub(r"ptx::\1", code), match, flat)
+        except IndexError:
+            raise BuildError(f"PTX instruction with too few operands: {text}") from None
     words = text.replace("\\", "").replace('"', "'")
     return f'emu::fail("PTX not emulated: %s", "{words}")'
 

@@ -1,5 +1,6 @@
 #include "matrix.h"
 
+#include "bytes.h"
 #include "memory.h"
 
 namespace emu {
@@ -18,17 +19,6 @@ struct Operands {
 
 int width_of(Element kind) { return kind == kTf32 ? 32 : kind <= kBf16 ? 16 : 8; }
 
-float small_float(uint32_t code, int exponent_bits) {  // e4m3, e5m2
-  int mantissa_bits = 7 - exponent_bits, bias = (1 << (exponent_bits - 1)) - 1;
-  int exponent = code >> mantissa_bits & ((1 << exponent_bits) - 1);
-  int mantissa = code & ((1 << mantissa_bits) - 1);
-  float sign = code & 0x80 ? -1.f : 1.f;
-  if (exponent_bits == 4 && (code & 0x7f) == 0x7f) return NAN;
-  if (exponent_bits == 5 && exponent == 31) return mantissa ? NAN : sign * INFINITY;
-  if (!exponent) return sign * ldexpf((float)mantissa, 1 - bias - mantissa_bits);
-  return sign * ldexpf((float)(mantissa + (1 << mantissa_bits)), exponent - bias - mantissa_bits);
-}
-
 float element(Element kind, uint32_t reg, int i) {
   switch (kind) {
     case kF16: return Half::to(reg >> 16 * i & 0xffff);
@@ -36,8 +26,8 @@ float element(Element kind, uint32_t reg, int i) {
     case kTf32: return bits<float>(reg & 0xffffe000u);
     case kS8: return (float)(int8_t)(reg >> 8 * i);
     case kU8: return (float)(uint8_t)(reg >> 8 * i);
-    case kE4m3: return small_float(reg >> 8 * i & 0xff, 4);
-    default: return small_float(reg >> 8 * i & 0xff, 5);
+    case kE4m3: return from_byte(reg >> 8 * i & 0xff, 4);
+    default: return from_byte(reg >> 8 * i & 0xff, 5);
   }
 }
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "async.h"
+#include "bytes.h"
 #include "matrix.h"
 #include "memory.h"
 #include "tensor.h"
@@ -38,11 +39,11 @@ struct Global {
 };
 inline Shared address(uint32_t at, int offset = 0) { return {at + offset}; }
 inline Shared address(int at, int offset = 0) { return {(uint32_t)at + offset}; }
-inline Global address(const void *at, long offset = 0) { return {(char *)at + offset}; }
-inline Global address(uint64_t at, long offset = 0) { return {(char *)at + offset}; }
-inline Global address(int64_t at, long offset = 0) { return {(char *)at + offset}; }
-inline Global address(unsigned long long at, long offset = 0) { return {(char *)at + offset}; }
-inline Global address(long long at, long offset = 0) { return {(char *)at + offset}; }
+inline Global address(const void *at, int offset = 0) { return {(char *)at + offset}; }
+inline Global address(uint64_t at, int offset = 0) { return {(char *)at + offset}; }
+inline Global address(int64_t at, int offset = 0) { return {(char *)at + offset}; }
+inline Global address(unsigned long long at, int offset = 0) { return {(char *)at + offset}; }
+inline Global address(long long at, int offset = 0) { return {(char *)at + offset}; }
 
 // Stores a result in whatever variable the code has: registers know no types.
 template <class To, class From>

@@ -29,6 +29,16 @@ inline uint32_t shf_right(uint32_t a, uint32_t b, uint32_t n) {
   return n ? b << (32 - n) | a >> n : a;
 }
 
+// Shifts by the width and more leave nothing but the sign.
+template <class T>
+inline T shift_left(T a, uint32_t n) {
+  return n < sizeof(T) * 8 ? (T)(a << n) : 0;
+}
+template <class T>
+inline T shift_right(T a, uint32_t n) {
+  return n < sizeof(T) * 8 ? (T)(a >> n) : (T)(a < 0 ? -1 : 0);
+}
+
 // Pairs of 16-bit floats; each result is rounded once.
 template <class Code, class F>
 inline uint32_t pairwise(F f, uint32_t a, uint32_t b = 0, uint32_t c = 0) {
@@ -63,6 +73,17 @@ inline To saturate(float v) {  // cvt.rni.sat
   float r = nearbyintf(v);
   return r <= low ? std::numeric_limits<To>::min()
                   : r >= high ? std::numeric_limits<To>::max() : (To)r;
+}
+
+
+// Pairs of 8-bit floats; the first operand becomes the high byte.
+template <int EXPONENT_BITS>
+inline uint16_t pack_bytes(float high, float low) {
+  return (uint16_t)(emu::to_byte(high, EXPONENT_BITS) << 8 | emu::to_byte(low, EXPONENT_BITS));
+}
+template <int EXPONENT_BITS>
+inline uint32_t unpack_bytes(uint16_t v) {
+  return pack<Half>(emu::from_byte(v >> 8, EXPONENT_BITS), emu::from_byte(v & 255, EXPONENT_BITS));
 }
 
 }  // namespace ptx
