@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -105,7 +106,7 @@ def test_every_half_and_bfloat_converts_exactly() -> None:
 @pytest.mark.parametrize(
     "kind, dtype", [("e4m3", ml_dtypes.float8_e4m3fn), ("e5m2", ml_dtypes.float8_e5m2)]
 )
-def test_bytes_round_and_saturate(kind: str, dtype: type) -> None:
+def test_bytes_round_and_saturate(kind: str, dtype: Any) -> None:
     rng = np.random.default_rng(0)
     high, low = ((rng.standard_normal(COUNT) * 2.0 ** rng.integers(-12, 20, COUNT)) for _ in "12")
     text = (
