@@ -14,6 +14,7 @@ from wattune.compiler.cuda.image import LIBRARY, image_object
 from wattune.compiler.cuda.occupancy import blocks_per_sm
 from wattune.compiler.cuda.sass import mix_facts
 from wattune.compiler.cuda.source import device_source, parameter_orders
+from wattune.errors import BuildError
 from wattune.schedules.cuda.program import GpuProgram
 from wattune.schedules.target import Target
 
@@ -31,7 +32,15 @@ def build_gpu(
     """
     source = device_source(program, target)
     orders = parameter_orders(program, source)
-    image = device_code.compile_image(source.text, [target.arch, *also], program.registers)
+    try:
+        image = device_code.compile_image(source.text, [target.arch, *also], program.registers)
+    except BuildError as error:
+        if not also:
+            raise
+        raise BuildError(
+            f"{name}: its code for {target.arch} does not compile for {', '.join(also)} too; "
+            f"compile a library for each, load() takes a list ({error})"
+        ) from error
     passed = {kernel: len(names) for kernel, names in program.passed.items()}
     image_object(name, image, passed, orders, ffi_includes(), path)
     return code_facts(program, image)

@@ -14,16 +14,18 @@ import pytest
 import tvm_ffi
 from click.testing import CliRunner
 from tests.compiler.gpus import aligned, on_gpu
-from tests.compiler.toy_gpu import RAGGED, Ragged, expected, export_toy
+from tests.compiler.toy_gpu import HOPPER, RAGGED, TEMPLATES, Ragged, expected, export_toy
 from tests.emulator.cuda import driver
 from tests.schedules.cuda import emulated_image
 
 from wattune import ops
 from wattune.compiler.cli.inspect import inspect_command
 from wattune.compiler.cuda import device_code
+from wattune.compiler.cuda import program as gpu_program
+from wattune.compiler.cuda.source import DeviceSource
 from wattune.compiler.library.entry import Entry
 from wattune.compiler.library.loader import load
-from wattune.errors import ArgumentError, TargetError
+from wattune.errors import ArgumentError, BuildError, TargetError
 from wattune.schedules.target import Target
 
 _folder = tempfile.TemporaryDirectory(prefix="wattune-tests-")
@@ -41,6 +43,9 @@ def exported() -> Path:
 def entry() -> Entry:
     driver.install()
     return load(exported()).ragged
+
+
+HOPPER_ONLY = 'extern "C" __global__ void f() { asm volatile("griddepcontrol.wait;"); }'
 
 
 class Call:
@@ -205,6 +210,15 @@ def test_pieces_keep_tensors_aligned(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert Call(2, 1)(entry) == [(3, 64)]
     with pytest.raises(ArgumentError, match="pieces of 3, which must be a multiple of 4"):
         Call(7, 1)(entry)
+
+
+@pytest.mark.nvcc
+def test_code_that_another_architecture_does_not_have(tmp_path: Path) -> None:
+    program = TEMPLATES[0].lower(Ragged(2, 64), HOPPER, {"reserved": 0})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_program, "device_source", lambda *_: DeviceSource(HOPPER_ONLY, {}))
+        with pytest.raises(BuildError, match=r"f: its code for sm_90a does not .* sm_80 too; comp"):
+            gpu_program.build_gpu("f", program, HOPPER, tmp_path / "f.o", ("sm_80",))
 
 
 def test_nothing_unverified_leaves(tmp_path: Path) -> None:
