@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from wattune.compiler.measure.confirm import SESSION
 from wattune.compiler.models.step import tokens_of
 from wattune.compiler.objective import parse_objective
 from wattune.compiler.search.groups import weights_of
-from wattune.compiler.search.standings import SESSION, eligible
+from wattune.compiler.search.standings import eligible
 from wattune.compiler.select import select_from
 from wattune.compiler.step_time import Calls, ms_per_token
 from wattune.errors import DatabaseError

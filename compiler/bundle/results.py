@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TextIO
 
+from wattune.compiler.measure.confirm import is_confirmation
 from wattune.compiler.record_formats import record_from_line, record_to_line
 from wattune.errors import RecordError
 from wattune.ops import Problem
@@ -50,14 +51,22 @@ class Results:
         """Say whether there is a record, if only of a failure."""
         return candidate in self._known
 
+    def confirmed(self, candidate: Candidate) -> bool:
+        """Say whether a candidate was measured in turn with others."""
+        return any(is_confirmation(r) for r in self._known.get(candidate, []))
+
     def has_energy(self, candidate: Candidate) -> bool:
         """Say whether energy was measured."""
         return any(r.joules is not None for r in self._known.get(candidate, []))
 
     def records(self, problem: Problem) -> list[Record]:
-        """Return the valid record of the least latency, for each candidate of a problem."""
+        """Return the record that counts of each candidate of a problem.
+
+        The newest confirmation; without one the fastest: a disturbance makes longer, not shorter.
+        """
         return [
-            min(valid, key=lambda r: r.latency)
+            next((r for r in reversed(valid) if is_confirmation(r)), None)
+            or min(valid, key=lambda r: r.latency)
             for candidate, records in self._known.items()
             if candidate.problem == problem and (valid := [r for r in records if r.valid])
         ]

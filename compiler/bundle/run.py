@@ -23,6 +23,7 @@ from wattune.compiler.bundle.results import Results
 from wattune.compiler.bundle.table import table
 from wattune.compiler.measure.affinity import divide, usable_cpus
 from wattune.compiler.measure.builder import BuildResult
+from wattune.compiler.measure.confirm import interleaved, marked
 from wattune.compiler.measure.station import check, supervisor_of
 from wattune.compiler.measure.supervisor import Supervisor
 from wattune.errors import MeasureError, MissingDependencyError, WattuneError
@@ -35,15 +36,18 @@ OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 CHUNK = 8
 # What the energy of one candidate takes, reference included, to keep time for it.
 ENERGY_SECONDS = 12.0
+# Times that finalists are measured in turn.
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Options:
-    """How much to measure: seconds, candidates of each problem with energy, names to pick."""
+    """How much to measure: seconds, candidates of each problem to measure again, names to pick."""
 
     out: Path
     seconds: float = float("inf")
     energy: int = 0
+    confirm: int = 3
     only: tuple[str, ...] = ()
 
 
@@ -79,6 +83,13 @@ def _options(arguments: Sequence[str] | None) -> Options:
         help="measure energy too, of the default and the K fastest of each problem (GPUs)",
     )
     parser.add_argument(
+        "--confirm",
+        type=int,
+        default=3,
+        metavar="K",
+        help="measure the default and the K fastest again in turn, 0 for none (default: 3)",
+    )
+    parser.add_argument(
         "--only",
         action="append",
         default=[],
@@ -87,7 +98,7 @@ def _options(arguments: Sequence[str] | None) -> Options:
     )
     given = parser.parse_args(arguments)
     seconds = float("inf") if given.minutes is None else 60 * given.minutes
-    return Options(given.out, seconds, given.energy, tuple(given.only))
+    return Options(given.out, seconds, given.energy, given.confirm, tuple(given.only))
 
 
 def _check(manifest: Manifest) -> None:
@@ -124,6 +135,7 @@ class Run:
             self._limits = supervisor.limits(str(self._folder / self._manifest.image))
             self._describe()
             self._measure(supervisor)
+            self._confirm(supervisor)
             self._measure_energy(supervisor)
         finally:
             supervisor.close()
@@ -142,6 +154,23 @@ class Run:
                 print(f"time is up: {len(wanted) - at} candidates are left for another run")
                 return
             self._add(supervisor, result, energy=False, left=len(wanted) - at - 1)
+
+    def _confirm(self, supervisor: Supervisor) -> None:
+        """Measure the default and the fastest of each problem again, in turn."""
+        for group in self._picked() if self._options.confirm else ():
+            finalists = self._fastest(group, self._options.confirm)
+            if all(self._results.confirmed(r.candidate) for r in finalists):
+                continue
+            if time.monotonic() > self._end:
+                print("time is up: confirmations are left for another run")
+                return
+            found = interleaved(supervisor.measure, finalists, ROUNDS)
+            session = time.time()
+            for record in found.values():
+                self._results.add(marked(record, session) if record.valid else record)
+            print(
+                f"{group[0].candidate.problem}: {len(found)} finalists measured again", flush=True
+            )
 
     def _measure_energy(self, supervisor: Supervisor) -> None:
         """Measure the energy of the default and the fastest candidates of each problem."""
@@ -183,13 +212,16 @@ class Run:
 
     def _energetic(self) -> Iterator[BuildResult]:
         for group in self._picked():
-            known = {r.candidate: r for r in self._results.records(group[0].candidate.problem)}
-            there = [result for result in group if result.candidate in known]
-            fastest = sorted(there, key=lambda result: known[result.candidate].latency)
-            chosen = [*there[:1], *fastest[: self._options.energy]]
-            for result in dict.fromkeys(result.candidate for result in chosen):
-                if not self._results.has_energy(result):
-                    yield next(r for r in group if r.candidate == result)
+            for result in self._fastest(group, self._options.energy):
+                if not self._results.has_energy(result.candidate):
+                    yield result
+
+    def _fastest(self, group: Sequence[BuildResult], count: int) -> list[BuildResult]:
+        """Return the default and the fastest of a problem's candidates, as far as they work."""
+        known = {r.candidate: r for r in self._results.records(group[0].candidate.problem)}
+        there = [result for result in group if result.candidate in known]
+        fastest = sorted(there, key=lambda result: known[result.candidate].latency)[:count]
+        return [result for result in there if result in (there[0], *fastest)]
 
     def _describe(self) -> None:
         """Write what the device is and can do beside the records."""

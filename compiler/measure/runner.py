@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import tempfile
 from collections import deque
@@ -16,11 +15,12 @@ from wattune.compiler.cc import compiler
 from wattune.compiler.cuda.program import limits_image
 from wattune.compiler.measure.affinity import divide, usable_cpus
 from wattune.compiler.measure.builder import BuildPool, BuildResult
+from wattune.compiler.measure.confirm import interleaved
 from wattune.compiler.measure.limits import Limits, limits_key, measure_limits
 from wattune.compiler.measure.meters import open_meter
 from wattune.compiler.measure.station import check, supervisor_of
 from wattune.errors import MissingDependencyError, TargetError
-from wattune.schedules.candidate import Candidate, Measurement, Record
+from wattune.schedules.candidate import Candidate, Record
 from wattune.schedules.host import toolchain
 from wattune.schedules.target import Target
 from wattune.schedules.template import register_module
@@ -127,16 +127,15 @@ class LocalRunner(Runner):
         Returns one record per candidate, in the order given; its runs are those of all rounds.
         """
         distinct = list(dict.fromkeys(candidates))
-        built = {result.candidate: result for result in self._built(distinct, ahead=False)}
-        records: dict[Candidate, list[Record]] = {candidate: [] for candidate in distinct}
-        for turn in range(rounds):
-            for candidate in distinct if turn % 2 == 0 else reversed(distinct):
-                result, known = built[candidate], records[candidate]
-                if not known or known[-1].valid:
-                    known.append(self._supervisor.measure(result, turn == 0, self._energy))
-        for result in built.values():
+        built = list(self._built(distinct, ahead=False))
+        found = interleaved(
+            lambda result, verify: self._supervisor.measure(result, verify, self._energy),
+            built,
+            rounds,
+        )
+        for result in built:
             self._delete(result)
-        return [_merged(records[candidate]) for candidate in candidates]
+        return [found[candidate] for candidate in candidates]
 
     def _built(self, candidates: Sequence[Candidate], ahead: bool = True) -> Iterator[BuildResult]:
         """Yield build results; building goes on meanwhile only on cores that do not measure."""
@@ -165,18 +164,3 @@ class LocalRunner(Runner):
     def _delete(result: BuildResult) -> None:
         if result.path is not None:
             result.path.unlink(missing_ok=True)
-
-
-def _merged(records: Sequence[Record]) -> Record:
-    """Join the rounds of one candidate: all runs, the mean energy; a failure stands alone."""
-    last = records[-1]
-    measured = [record.measurement for record in records if record.measurement is not None]
-    if last.measurement is None:
-        return last
-    joules = [m.joules for m in measured if m.joules is not None]
-    measurement = Measurement(
-        tuple(second for m in measured for second in m.seconds),
-        sum(joules) / len(joules) if joules else None,
-        last.measurement.energy_source,
-    )
-    return dataclasses.replace(last, measurement=measurement)

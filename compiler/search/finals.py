@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from wattune.compiler.measure.confirm import is_confirmation, marked
 from wattune.compiler.measure.runner import Runner
 from wattune.compiler.search.groups import groups_of
 from wattune.compiler.search.session import Session
 from wattune.compiler.search.standings import (
     Standing,
-    is_confirmation,
-    marked,
     scored,
     standings,
 )

@@ -14,16 +14,15 @@ compared only where nothing better is there. So:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
+from wattune.compiler.measure.confirm import SESSION, is_confirmation
 from wattune.compiler.objective import Objective
 from wattune.errors import UnknownNameError
 from wattune.schedules.candidate import Candidate, Record, Schedule
 from wattune.schedules.template import Layout, layout_of, template_of
-
-SESSION = "confirmation_session"
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,6 @@ def eligible(record: Record) -> bool:
     except UnknownNameError:
         return False
     return template.source_hash() == record.provenance.source_hash
-
-
-def marked(record: Record, session: float) -> Record:
-    """Return the record as a confirmation of a session."""
-    return replace(record, facts={**record.facts, SESSION: session})
-
-
-def is_confirmation(record: Record) -> bool:
-    """Say whether a record comes from an interleaved re-measurement."""
-    return SESSION in record.facts
 
 
 def fastest(records: Sequence[Record]) -> Record:

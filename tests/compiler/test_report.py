@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from wattune.compiler.measure.confirm import marked
 from wattune.compiler.report import render
 from wattune.compiler.report_data import PREDICTED, Share, collect
-from wattune.compiler.search.standings import marked
 from wattune.errors import DatabaseError
 from wattune.ops import DecodeAttention, Problem, TernaryGemm, operator
 from wattune.schedules.candidate import (

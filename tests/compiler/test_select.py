@@ -11,8 +11,9 @@ from tests.compiler.fakes import SMALL, TARGET, FakeRunner
 from tests.compiler.fakes import fake_templates as fake_templates
 
 from wattune.compiler.database import Database
+from wattune.compiler.measure.confirm import marked
 from wattune.compiler.search.groups import groups_of, weights_of
-from wattune.compiler.search.standings import marked, standings
+from wattune.compiler.search.standings import standings
 from wattune.compiler.search.task import Task
 from wattune.compiler.select import select
 from wattune.errors import DatabaseError, TargetError

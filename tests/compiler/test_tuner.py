@@ -17,6 +17,7 @@ from tests.compiler.fakes import SMALL, TARGET, FakeRunner, smooth
 from tests.compiler.fakes import fake_templates as fake_templates
 
 from wattune.compiler.database import Database
+from wattune.compiler.measure.confirm import is_confirmation
 from wattune.compiler.search.events import (
     BestImproved,
     Event,
@@ -24,7 +25,6 @@ from wattune.compiler.search.events import (
     RecordArrived,
     RoundStarted,
 )
-from wattune.compiler.search.standings import is_confirmation
 from wattune.compiler.search.strategy import strategy_names
 from wattune.compiler.search.task import Task
 from wattune.compiler.select import select

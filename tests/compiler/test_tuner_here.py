@@ -8,8 +8,8 @@ import pytest
 
 import wattune as wt
 from wattune.compiler.database import Database
+from wattune.compiler.measure.confirm import is_confirmation
 from wattune.compiler.measure.runner import LocalRunner
-from wattune.compiler.search.standings import is_confirmation
 from wattune.compiler.select import select
 from wattune.schedules.template import default_candidate
 
