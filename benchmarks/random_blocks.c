@@ -2,7 +2,10 @@
 #include <stdint.h>
 #include <time.h>
 
-enum { LINE = 64, STEP = 4 * LINE };
+enum { LINE = 64, STEP = 4 * LINE, PAGE = 4096, FIRST = 2 * LINE };
+/* What is asked for of the next block: nothing, every line, or the first two lines of each page,
+   which wake the prefetcher of the second cache. */
+enum { NOTHING, EVERYTHING, PAGES };
 
 static double now(void) {
   struct timespec t;
@@ -20,9 +23,12 @@ double read_blocks(const char *memory, const int64_t *order, int64_t count, int6
     const char *block = memory + order[i] * bytes;
     const char *next = memory + order[i + 1 < count ? i + 1 : 0] * bytes;
     for (int64_t at = 0; at < bytes; at += STEP) {
-      if (prefetch)
+      if (prefetch == EVERYTHING)
         for (int64_t line = 0; line < STEP; line += LINE)
           __builtin_prefetch(next + at + line, 0, 3);
+      if (prefetch == PAGES && at % PAGE == 0)
+        for (int64_t line = 0; line < FIRST; line += LINE)
+          __builtin_prefetch(next + at + line, 0, 2);
       a += *(const Line *)(block + at);
       b += *(const Line *)(block + at + LINE);
       c += *(const Line *)(block + at + 2 * LINE);
