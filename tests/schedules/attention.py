@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from tests.schedules.kernels import Array, assert_matches, compile_function, run_kernel
 
 from wattune.ops import Problem, operator
@@ -30,7 +31,7 @@ def run(
     problem: Problem, inputs: Mapping[str, Array], target: Target | None = None, **knobs: Value
 ) -> dict[str, Array]:
     """Run the default schedule, some knobs changed."""
-    target = target or Target.native(1)
+    target = target or vectors()
     template, values = values_of(problem, target, **knobs)
     return run_kernel(problem, target, template, values, inputs)
 
@@ -48,12 +49,24 @@ def without_tiles(target: Target) -> Target:
     return dataclasses.replace(target, features=features)
 
 
+def vectors(threads: int = 1) -> Target:
+    """Return this machine without AMX: most tests are of schedules on vector registers."""
+    return without_tiles(Target.native(threads))
+
+
+# For tests of what every template must do.
+TARGETS = (
+    pytest.param(vectors, id="vectors"),
+    pytest.param(Target.native, id="tiles", marks=pytest.mark.isa("amx_tile", "amx_bf16")),
+)
+
+
 class Compiled:
     """A compiled schedule: the default one with some knobs changed, allowed values or not."""
 
     def __init__(self, problem: Any, target: Target | None = None, **knobs: Value) -> None:
         self.problem = problem
-        self.target = target or Target.native(1)
+        self.target = target or vectors()
         self.template, values = values_of(problem, self.target)
         self.values = {**values, **knobs}
         function = self.template.lower(problem, self.target, self.values)

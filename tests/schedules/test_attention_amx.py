@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.schedules.kernels import assert_matches, run_kernel
 
 from wattune.ops import BlockSparseDecodeAttention, DecodeAttention, RectifyAttention, operator
 from wattune.ops.attention import Attention
+from wattune.schedules.cpu.attention.amx import LOADED, QUERIES, SCORES, SUM, WEIGHT
 from wattune.schedules.cpu.attention.amx_templates import (
     AmxBlockSparse,
     AmxDecodeAttention,
@@ -33,17 +35,21 @@ Change = Callable[[str, list[Any]], list[Any] | None]
 CASES = [
     (DecodeAttention(3, 150, 8, 2, 64, return_lse=True), AmxDecodeAttention(), {}),
     (
-        DecodeAttention(2, 90, 14, 2, 32, 80, query_tokens=2, sinks=True, window=40, layout="NHD"),
+        DecodeAttention(2, 90, 14, 2, 32, 96, query_tokens=2, sinks=True, window=40, layout="NHD"),
         AmxDecodeAttention(),
         {"block": 32},
     ),
     (DecodeAttention(2, 70, 16, 1, 64, page_size=7, soft_cap=20.0), AmxDecodeAttention(), {}),
-    (DecodeAttention(2, 300, 12, 2, 192, 128, page_size=16), AmxDecodeAttention(), {"rows": 3}),
-    (DecodeAttention(2, 500, 4, 4, 96, 16), AmxDecodeAttention(), {"splits": 4}),
+    (
+        DecodeAttention(2, 300, 12, 2, 192, 128, page_size=16),
+        AmxDecodeAttention(),
+        {"rows": 3, "wake": 16, "prefetch": 16},
+    ),
+    (DecodeAttention(2, 500, 4, 4, 96, 32), AmxDecodeAttention(), {"splits": 4}),
     (
         BlockSparseDecodeAttention(3, 300, 8, 2, 64, block_size=16, max_blocks=7),
         AmxBlockSparse(),
-        {},
+        {"block": 64, "prefetch": 32, "wake": 32},
     ),
     (
         BlockSparseDecodeAttention(
@@ -94,7 +100,7 @@ def drop_zero(name: str, operands: list[Any]) -> list[Any] | None:
 def other_stride(name: str, operands: list[Any]) -> list[Any]:
     if name != "tileloadd64":
         return operands
-    return [*operands[:-1], operands[-1] * 2 if int(operands[0].value) == 2 else operands[-1]]
+    return [*operands[:-1], operands[-1] * 2 if int(operands[0].value) in QUERIES else operands[-1]]
 
 
 def swap_operands(name: str, operands: list[Any]) -> list[Any]:
@@ -106,7 +112,7 @@ def swap_operands(name: str, operands: list[Any]) -> list[Any]:
     ("change", "message"),
     [
         (drop_zero, "tile 0 is read before it is written|Mismatched elements"),
-        (other_stride, "Mismatched elements"),
+        (other_stride, "location mismatch|Mismatched elements"),
         (swap_operands, "tdpbf16ps"),
     ],
 )
@@ -127,10 +133,10 @@ def test_machine_code() -> None:
     function = template.lower(problem, AMX, values).with_attr("global_symbol", "kernel")
     module = tvm.tirx.build(tvm.IRModule({"kernel": function}), tvm.target.Target(AMX.llvm()))
     text = str(module.inspect_source("asm"))
-    # Values: 8 blocks of columns. Scores: 4 products of 32 columns, of keys in place and of
-    # copied ones; the two branches may share their last product.
-    assert text.count("tdpbf16ps\t%tmm4, %tmm3") == 8
-    assert text.count("tdpbf16ps\t%tmm2, %tmm1") in (4 + 3, 4 + 4)
+    products = set(re.findall(r"tdpbf16ps\t%tmm(\d), %tmm(\d), %tmm(\d)", text))
+    scores = {(str(query), str(LOADED), str(SCORES)) for query in QUERIES}
+    assert products == {(str(LOADED), str(WEIGHT), str(SUM)), *scores}
+    assert set(re.findall(r"tilestored\t%tmm(\d)", text)) == {str(SCORES), str(SUM)}
     assert text.count("ldtilecfg") == text.count("tilerelease") == 1
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.schedules.attention import Compiled, ragged
+from tests.schedules.attention import Compiled, ragged, without_tiles
 
 from wattune.ops.attention import Attention
 from wattune.ops.block_sparse_decode_attention import BlockSparseDecodeAttention
@@ -44,14 +44,15 @@ def test_spaces_are_not_too_small_and_not_too_large(profile: str, threads: int) 
         problem = DecodeAttention(1, 4096, 2 * group, 2, 128, query_tokens=tokens)
         template = templates_for(problem, target)[0]
         space = template.space(problem, target)
-        assert 400 < space.size() < 40000
+        assert 100 < space.size() < 40000
         space.check(space.default())
         counts = template.counts(problem, target, space.default())
-        assert counts.operations["dot"] > 0 and counts.parallelism >= min(threads, 8)
+        products = counts.operations.get("dot", 0) + counts.operations.get("tile", 0)
+        assert products > 0 and counts.parallelism >= min(threads, 8)
 
 
 def test_counts_follow_the_schedule() -> None:
-    target = Target.parse("cpu:amx")
+    target = without_tiles(Target.parse("cpu:amx"))
     problem = DecodeAttention(1, 4096, 32, 8, 128)
     template = templates_for(problem, target)[0]
     default = template.space(problem, target).default()
@@ -63,6 +64,17 @@ def test_counts_follow_the_schedule() -> None:
     assert counted()["dot"] == 4096 * 8 * (4 * 4 + 4 * 8 / 2)
     assert counted(scores="fma", values="fma")["dot"] == 2 * counted()["dot"]
     assert counted(prefetch=0)["prefetch"] == 0
+
+
+def test_tiles_are_counted() -> None:
+    target = Target.parse("cpu:amx")
+    problem = DecodeAttention(1, 4096, 32, 8, 128)
+    template = templates_for(problem, target)[0]
+    default = template.space(problem, target).default()
+    counted = template.counts(problem, target, default).operations
+    # Of 16 keys: 4 products of 32 columns; of 32 keys: 8 products of 16 columns.
+    assert counted["tile"] == 8 * (4096 / 16 * 4 + 4096 / 32 * 8)
+    assert template.counts(problem, target, {**default, "prefetch": 0}).operations["prefetch"] == 0
 
 
 def test_the_workspace_does_not_depend_on_the_context() -> None:

@@ -16,11 +16,11 @@ from wattune.schedules.cpu.attention.base import (
 from wattune.schedules.template import Template
 
 TEMPLATES: tuple[Template, ...] = (
+    AmxDecodeAttention(),
+    AmxBlockSparse(),
+    AmxRectify(),
     DecodeAttentionTemplate(),
     BlockSparseTemplate(),
     TokenSparseTemplate(),
     RectifyTemplate(),
-    AmxDecodeAttention(),
-    AmxBlockSparse(),
-    AmxRectify(),
 )

@@ -4,11 +4,13 @@
     values   O[rows, 16 columns] += P[rows, 32 keys] V[16 pairs, 16 columns]    pairs of rows joined
 
 A group of query rows is folded into the rows of tiles. Keys whose rows do not lie at equal
-distances (small pages, the repeated last row of a request) are copied first.
+distances (small pages, the repeated last row of a request) are copied first. Values of a tile of
+keys are joined once for all groups.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,20 +18,21 @@ from tvm.script import tirx as T
 
 from wattune.schedules.areas import Areas
 from wattune.schedules.cpu import amx, math, vector
-from wattune.schedules.cpu.attention.loads import Loader
+from wattune.schedules.cpu.attention.loads import join_rows, joined_order
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.attention.plan import Fold, Plan
-from wattune.schedules.cpu.attention.scores import Operand, Scores, prefetch_row
-from wattune.schedules.cpu.attention.values import Values
+from wattune.schedules.cpu.attention.prefetch import Operand, ahead_of_pair, wake_row
+from wattune.schedules.cpu.attention.scores import BesideScores, Scores
+from wattune.schedules.cpu.attention.values import BesideSums, Values
 
 Expr = Any
 
 KEYS = 16
 PAIRS = 16
 COLUMNS = 32
-# Tiles by number: scores, keys, queries; weights, values; three sums of outputs.
-SCORES, KEY, QUERY, WEIGHT, VALUE = range(5)
-SUMS = (5, 6, 7)
+# Tiles by number: scores; keys or joined values; weights; sums of outputs; parts of the queries.
+SCORES, LOADED, WEIGHT, SUM = range(4)
+QUERIES = (4, 5, 6, 7)
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,21 @@ class Tiles:
         return self.plan.rows
 
     @property
+    def chunks(self) -> int:
+        """Return how many times 32 keys a tile of keys is."""
+        return self.plan.block // COLUMNS
+
+    @property
     def areas(self) -> Areas:
         """Return the scratch: tile configuration, keys, scores, weights and joined values."""
-        problem = self.plan.problem
+        problem, block = self.plan.problem, self.plan.block
         return Areas.of(
             configuration=amx.CONFIGURATION_BYTES,
             keys=2 * KEYS * problem.head_dim,
             # Vectors of scores are loaded beyond the last row.
-            scores=4 * (KEYS * self.rows + vector.LANES),
-            weights=amx.ROW_BYTES * self.rows,
-            values=4 * PAIRS * problem.value_dim,
+            scores=4 * (block * self.rows + vector.LANES),
+            weights=amx.ROW_BYTES * self.rows * self.chunks,
+            values=2 * block * problem.value_dim,
         )
 
     def area(self, scratch: Region, name: str) -> Region:
@@ -63,9 +71,9 @@ class Tiles:
     def begin(self, scratch: Region) -> None:
         """Emit the configuration of this thread's tiles."""
         narrow, whole = 4 * self.rows, amx.TILE_ROWS
-        rows = {SCORES: whole, KEY: whole, QUERY: whole, WEIGHT: self.rows, VALUE: whole}
-        rows.update(dict.fromkeys(SUMS, self.rows))
-        entries = amx.configuration(rows, {SCORES: narrow, QUERY: narrow})
+        rows = {SCORES: whole, LOADED: whole, WEIGHT: self.rows, SUM: self.rows}
+        rows.update(dict.fromkeys(QUERIES, whole))
+        entries = amx.configuration(rows, dict.fromkeys((SCORES, *QUERIES), narrow))
         words = vector.constant(entries)
         place = self.area(scratch, "configuration")
         place.store(0, T.reinterpret(f"{place.dtype}x16", words))
@@ -79,6 +87,7 @@ class AmxScores(Scores):
         """Describe the tiles."""
         super().__init__(plan)
         self.tiles = Tiles(plan)
+        self.parts = plan.problem.head_dim // COLUMNS
         self.scratch: Region | None = None
 
     @property
@@ -109,43 +118,84 @@ class AmxScores(Scores):
             into.store(base + pair * rows, both)
 
     def emit(
-        self, fold: Fold, keys: Operand, query: Region, row: Expr, scores: Region, quanta: Expr
+        self,
+        fold: Fold,
+        keys: Operand,
+        query: Region,
+        row: Expr,
+        scores: Region,
+        quanta: Expr,
+        beside: BesideScores | None = None,
     ) -> None:
-        """Emit products of 16 keys at a time."""
+        """Emit products of 16 keys at a time, then the reordering of all scores.
+
+        A vector that is loaded while the tile it comes from is being stored would wait for it.
+        """
         assert self.scratch is not None
         plan, rows, width = self.plan, self.tiles.rows, self.plan.problem.head_dim
-        first_query = T.bind(row // rows * (rows * (width // 2)))
+        queries = query.part(row // rows * (rows * (width // 2)))
         copy = self.tiles.area(self.scratch, "keys")
+        found = self.tiles.area(self.scratch, "scores")
+        if self._held:
+            for part in range(self.parts):
+                self._load_query(queries, part)
         step = 1 if plan.problem.layout == "HND" else plan.problem.kv_heads
-        with T.serial(quanta * (plan.quantum(fold) * fold.keys // KEYS)) as chunk:
+        count = quanta * (plan.quantum(fold) * fold.keys)
+        # Values are joined for whole chunks of 32 keys.
+        with T.serial((count + (COLUMNS - 1)) // COLUMNS * (COLUMNS // KEYS)) as chunk:
             first = T.bind(chunk * KEYS)
-            if plan.prefetch:
-                for key in range(KEYS):
-                    prefetch_row(plan, keys, first + key, width)
             start = T.bind(keys.table.load(first))
-            apart = T.int64(0)
-            for key in range(1, KEYS):
-                expected = start + key * step
-                apart = T.bind(T.bitwise_or(apart, keys.table.load(first + key) - expected))
-            with T.If(apart == 0):
+
+            def step_beside(part: int, first: Expr = first) -> None:
+                if beside is not None:
+                    beside(first, part, self.parts)
+
+            with T.If(self._apart(keys.table, first, start, step) == 0):
                 with T.Then():
-                    self._products(keys.cache, start * width, step * width * 2, query, first_query)
+                    self._products(
+                        keys.cache, start * width, step * width * 2, queries, step_beside
+                    )
                 with T.Else():
                     self._copy(keys, first, copy)
-                    self._products(copy, T.int64(0), width * 2, query, first_query)
-            self._store(fold, first, scores)
+                    self._products(copy, T.int64(0), width * 2, queries, step_beside)
+            amx.store(SCORES, found.buffer, found.base + first * rows, 4 * rows)
+        self._reorder(fold, found, scores, quanta)
+
+    @property
+    def _held(self) -> bool:
+        """Say whether all parts of the queries have tiles of their own."""
+        return self.parts <= len(QUERIES)
+
+    def _load_query(self, queries: Region, part: int) -> None:
+        rows = self.tiles.rows
+        place = queries.base + part * PAIRS * rows
+        amx.load(QUERIES[part % len(QUERIES)], queries.buffer, place, 4 * rows)
+
+    def _apart(self, table: Region, first: Expr, start: Expr, step: int) -> Expr:
+        """Return 0 where 16 rows lie at equal distances."""
+        apart = T.int64(0)
+        for key in range(1, KEYS):
+            expected = start + key * step
+            apart = T.bind(T.bitwise_or(apart, table.load(first + key) - expected))
+        return apart
 
     def _products(
-        self, keys: Region, at: Expr, stride: int, query: Region, first_query: Expr
+        self,
+        keys: Region,
+        at: Expr,
+        stride: int,
+        queries: Region,
+        beside: Callable[[int], None],
     ) -> None:
         """Emit the sum over all columns; ``at`` counts elements of ``keys``."""
         per = 4 if keys.dtype in ("float32", "int32") else 2
         amx.zero(SCORES)
-        for part in range(self.plan.problem.head_dim // COLUMNS):
-            amx.load(KEY, keys.buffer, keys.base + at + part * (amx.ROW_BYTES // per), stride)
-            place = query.base + first_query + part * PAIRS * self.tiles.rows
-            amx.load(QUERY, query.buffer, place, 4 * self.tiles.rows)
-            amx.dot_bf16(SCORES, KEY, QUERY)
+        for part in range(self.parts):
+            if not self._held:
+                self._load_query(queries, part)
+            amx.load(LOADED, keys.buffer, keys.base + at + part * (amx.ROW_BYTES // per), stride)
+            amx.dot_bf16(SCORES, LOADED, QUERIES[part % len(QUERIES)])
+            beside(part)
 
     def _copy(self, keys: Operand, first: Expr, into: Region) -> None:
         """Emit a copy of 16 keys to equal distances."""
@@ -157,30 +207,50 @@ class AmxScores(Scores):
                 at = key * (width // 2) + column // 2
                 into.store(at, T.reinterpret(f"{into.dtype}x{vector.LANES}", row))
 
-    def _store(self, fold: Fold, first: Expr, scores: Region) -> None:
+    def _reorder(self, fold: Fold, found: Region, scores: Region, quanta: Expr) -> None:
         """Emit the way from [key][row] to vectors whose lanes are row * keys + key."""
-        assert self.scratch is not None
         rows, lanes = self.tiles.rows, self.plan.lanes
-        area = self.tiles.area(self.scratch, "scores")
-        amx.store(SCORES, area.buffer, area.base, 4 * rows)
         order = [
             min(lane % fold.keys * rows + lane // fold.keys, lanes - 1) for lane in range(lanes)
         ]
-        for i in range(KEYS // fold.keys):
-            found = T.bind(math.as_real(area.load(i * fold.keys * rows, lanes), lanes))
-            at = first * fold.slots + i * lanes
-            scores.store(at, found if order == list(range(lanes)) else T.Shuffle([found], order))
+        with T.serial(quanta * self.plan.quantum(fold)) as i:
+            bits = found.load(i * (fold.keys * rows), lanes)
+            part = T.bind(math.as_real(bits, lanes))
+            in_place = order == list(range(lanes))
+            scores.store(i * lanes, part if in_place else T.Shuffle([part], order))
 
 
 class AmxValues(Values):
     """Sums of values by products of weights and pairs of rows."""
 
     def __init__(self, plan: Plan, scores: AmxScores) -> None:
-        """Share the tiles of the scores' engine; sums are in the order of columns."""
+        """Share the tiles of the scores' engine."""
         super().__init__(plan)
-        self.loader = Loader(plan.problem.dtype, plan.lanes, pairs=False)
         self.shared = scores
         self.tiles = scores.tiles
+
+    def join(self, keys: Operand, values: Operand, first: Expr, part: int, parts: int) -> None:
+        """Emit pairs of rows side by side: [32 keys][16 columns][pair][column][2].
+
+        This is part ``part`` of the 16 keys from ``first`` on, beside their scores: keys and
+        values are read in turn, which keeps more of memory busy than one after the other. Columns
+        are in the order of `joined_order`.
+        """
+        plan, width = self.plan, self.plan.problem.value_dim
+        into = self._area("values")
+        base = T.bind(first // COLUMNS * (PAIRS * width) + first % COLUMNS // 2 * vector.LANES)
+        for pair in range(part * (KEYS // 2) // parts, (part + 1) * (KEYS // 2) // parts):
+            ahead_of_pair(plan, (keys, values), first, pair)
+            at = [first + 2 * pair + i for i in range(2)]
+            starts = [T.bind(values.table.load(key) * width) for key in at]
+            for column in range(0, width, COLUMNS):
+                rows = [T.bind(values.cache.load(start + column, COLUMNS)) for start in starts]
+                for half, both in enumerate(join_rows(rows)):
+                    tile = column // vector.LANES + half
+                    into.store(base + (tile * PAIRS + pair) * vector.LANES, both)
+        if part == 0:
+            for operand in (keys, values):
+                wake_row(plan, operand, first)
 
     def emit(
         self,
@@ -190,34 +260,39 @@ class AmxValues(Values):
         factors: Region,
         sums: Region,
         quanta: Expr,
+        beside: BesideSums | None = None,
     ) -> None:
         """Emit products of 32 keys at a time; keys beyond the tile's have no weight."""
-        assert self.shared.scratch is not None
-        plan, width = self.plan, self.plan.problem.value_dim
-        self._shrink(fold, factors, sums)
-        packed = self.tiles.area(self.shared.scratch, "weights")
-        joined = self.tiles.area(self.shared.scratch, "values")
+        plan, rows = self.plan, self.tiles.rows
+        packed, joined = self._area("weights"), self._area("values")
         keys = T.bind(quanta * (plan.quantum(fold) * fold.keys))
-        with T.serial((keys + (COLUMNS - 1)) // COLUMNS) as chunk:
-            first = T.bind(chunk * COLUMNS)
-            if plan.prefetch:
-                for key in range(COLUMNS):
-                    prefetch_row(plan, values, first + key, width)
-            self._join(values, first, joined)
-            self._weights(fold, weights, first, keys, packed)
-            amx.load(WEIGHT, packed.buffer, packed.base, amx.ROW_BYTES)
-            for start in range(0, width, 16 * len(SUMS)):
-                starts = range(start, min(width, start + 16 * len(SUMS)), 16)
-                for tile, column in zip(SUMS, starts, strict=False):
-                    self._add(tile, column, joined, sums)
+        chunks = T.bind((keys + (COLUMNS - 1)) // COLUMNS)
+        self._shrink(fold, factors, sums)
+        with T.serial(chunks) as chunk:
+            into = packed.part(chunk * (rows * vector.LANES))
+            self._weights(fold, weights, T.bind(chunk * COLUMNS), keys, into)
+        stride, size = 4 * self.total_lanes, PAIRS * vector.LANES
+        count = self.total_lanes // vector.LANES
+        for tile in range(count):
+            place = sums.base + tile * vector.LANES
+            if beside is not None:
+                beside(tile, count)
+            amx.load(SUM, sums.buffer, place, stride)
+            with T.serial(chunks) as chunk:
+                weight = packed.base + chunk * (rows * vector.LANES)
+                amx.load(WEIGHT, packed.buffer, weight, amx.ROW_BYTES)
+                value = joined.base + chunk * (PAIRS * plan.problem.value_dim) + tile * size
+                amx.load(LOADED, joined.buffer, value, amx.ROW_BYTES)
+                amx.dot_bf16(SUM, WEIGHT, LOADED)
+            amx.store(SUM, sums.buffer, place, stride)
 
-    def _add(self, tile: int, column: int, joined: Region, sums: Region) -> None:
-        """Emit one block of 16 columns."""
-        stride = 4 * self.total_lanes
-        amx.load(tile, sums.buffer, sums.base + column, stride)
-        amx.load(VALUE, joined.buffer, joined.base + column, 4 * self.plan.problem.value_dim)
-        amx.dot_bf16(tile, WEIGHT, VALUE)
-        amx.store(tile, sums.buffer, sums.base + column, stride)
+    def natural(self, sums: Region, at: Expr, group: int) -> list[Expr]:
+        """Return a group of columns of a row's sums, in order."""
+        return joined_order(sums, at, group)
+
+    def _area(self, name: str) -> Region:
+        assert self.shared.scratch is not None
+        return self.tiles.area(self.shared.scratch, name)
 
     def _shrink(self, fold: Fold, factors: Region, sums: Region) -> None:
         """Emit sums *= factors."""
@@ -227,19 +302,6 @@ class AmxValues(Values):
             with T.serial(self.total_lanes // lanes) as i:
                 at = T.bind(r * self.total_lanes + i * lanes)
                 sums.store(at, sums.load(at, lanes) * factor)
-
-    def _join(self, values: Operand, first: Expr, into: Region) -> None:
-        """Emit pairs of rows side by side: [pair][column][2]."""
-        width = self.plan.problem.value_dim
-        with T.serial(PAIRS) as pair:
-            at = T.bind(first + 2 * pair)
-            bases = [T.bind(values.table.load(at + i) * width) for i in range(2)]
-            for column in range(0, width, 16):
-                rows = [values.cache.load(base + column, 16) for base in bases]
-                order = [lane // 2 + 16 * (lane % 2) for lane in range(COLUMNS)]
-                both = T.Shuffle(rows, order)
-                place = pair * width + column
-                into.store(place, T.reinterpret(f"{into.dtype}x{vector.LANES}", both))
 
     def _weights(self, fold: Fold, weights: Region, first: Expr, keys: Expr, into: Region) -> None:
         """Emit the weights of 32 keys as rows of bfloat16, 0 beyond ``keys``."""

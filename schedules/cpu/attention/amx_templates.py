@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from wattune.ops import operator
@@ -14,28 +15,39 @@ from wattune.schedules.cpu.attention.base import (
     DecodeAttentionTemplate,
     RectifyTemplate,
 )
+from wattune.schedules.cpu.attention.counts import tile_counts
 from wattune.schedules.cpu.attention.kernel import Kernel, Own
+from wattune.schedules.cpu.attention.knobs import is_listed
 from wattune.schedules.cpu.attention.plan import Plan, Scratch
+from wattune.schedules.cpu.attention.prefetch import Operand, ahead_of_sums
+from wattune.schedules.cpu.attention.scores import BesideScores
+from wattune.schedules.cpu.attention.values import BesideSums
 from wattune.schedules.program import tensor_program
 from wattune.schedules.space import Constraint, Knob, Space, Value
 from wattune.schedules.target import Target
+from wattune.schedules.template import Counts
 
 Expr = Any
 
 TILE_ROWS = 16
-# Knobs of the vector engines, which tiles do not have.
-_VECTOR_KNOBS = ("unroll", "columns", "stretch", "scores", "values")
 
 
 class AmxKernel(Kernel):
     """A kernel whose threads configure their tiles first and give them back at the end."""
 
     scores: AmxScores
+    values: AmxValues
+    joins = True
 
     def own(self, thread: Expr) -> Own:
         """Return a thread's scratch, its tiles configured."""
         self.scores.begin(self.memory.own("engine", thread))
         return super().own(thread)
+
+    def besides(self, keys: Operand, values: Operand) -> tuple[BesideScores, BesideSums | None]:
+        """Return the joining of values, and what is asked for of the next tile."""
+        ahead = partial(ahead_of_sums, self.plan, (keys, values)) if self.plan.prefetch else None
+        return partial(self.values.join, keys, values), ahead
 
     def _share(self, thread: Expr) -> None:
         super()._share(thread)
@@ -51,31 +63,40 @@ class AmxAttention(AttentionTemplate):
             target.has("amx_tile", "amx_bf16", "avx512f")
             and problem.dtype == "bfloat16"
             and problem.head_dim % COLUMNS == 0
-            and problem.value_dim % TILE_ROWS == 0
+            and problem.value_dim % COLUMNS == 0
         )
 
     def space(self, problem: Any, target: Target) -> Space:
-        """Knobs of the vector templates but for their unrolling; rows must fill every group."""
-        inherited = super().space(problem, target).knobs
+        """Knobs: tile, folding, splits, prefetch; rows must fill every group."""
+        inherited = {knob.name: knob for knob in super().space(problem, target).knobs}
         total = self.plan_rows(problem)
         rows = tuple(r for r in range(1, TILE_ROWS + 1) if total % r == 0)
-        knobs = []
-        for knob in inherited:
-            if knob.name == "rows":
-                knobs.append(Knob("rows", rows, rows[-1]))
-            elif knob.name == "block":
-                blocks = tuple(b for b in knob.values if int(b) >= COLUMNS)
-                knobs.append(Knob("block", blocks, max(64, int(knob.default))))
-            elif knob.name not in _VECTOR_KNOBS:
-                knobs.append(knob)
-        constraints: tuple[Constraint, ...] = ()
-        return Space(self.name, tuple(knobs), constraints)
+        # Blocks lie anywhere: each starts where no prefetcher is yet. Elsewhere small tiles, whose
+        # keys, values and joined values fit the first cache.
+        block, prefetch, wake = (128, 16, 16) if is_listed(problem) else (32, 32, 0)
+        knobs = (
+            Knob("block", (32, 64, 128), block),
+            Knob("rows", rows, rows[-1]),
+            inherited["splits"],
+            inherited["split_tokens"],
+            Knob("prefetch", (0, 16, 32, 64), prefetch),
+            Knob("wake", (0, 16, 32), wake),
+        )
+        rule = Constraint(
+            "prefetch + wake must fit the block, and there is no wake without prefetch",
+            lambda v: (
+                int(v["prefetch"]) + int(v["wake"]) <= int(v["block"])
+                and (bool(v["prefetch"]) or not v["wake"])
+            ),
+        )
+        return Space(self.name, knobs, (rule,))
 
     def plan(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Plan:
         """Return the schedule."""
         filled = {**values, "unroll": 1, "columns": 2, "stretch": 128}
         filled.update(scores="amx", values="amx")
-        return dataclasses.replace(super().plan(problem, target, filled), least_keys=KEYS)
+        plan = super().plan(problem, target, filled)
+        return dataclasses.replace(plan, least_keys=KEYS, wake=int(values["wake"]))
 
     def parts(self, plan: Plan) -> tuple[AmxScores, AmxValues, Scratch]:
         """Return the engines of a plan, and its workspace."""
@@ -90,6 +111,10 @@ class AmxAttention(AttentionTemplate):
         kernel = AmxKernel(scores.plan, scratch, scores, weighted, self.stream)
         arguments = operator(self.operator).arguments(problem)
         return tensor_program(arguments, self.sizes(problem, target, values), kernel.emit)
+
+    def counts(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Counts:
+        """Count what the kernel does."""
+        return tile_counts(self.plan(problem, target, values))
 
 
 class AmxDecodeAttention(AmxAttention, DecodeAttentionTemplate):

@@ -57,3 +57,35 @@ def counts(plan: Plan, scores: RegisterScores, values: RegisterValues) -> Counts
         registers=float(max(fold.rows * plan.columns, fold.rows * fold.keys * plan.unroll)),
         code=float(fold.rows * (fold.keys * scores.row_vectors * plan.unroll + 4 * plan.columns)),
     )
+
+
+def tile_counts(plan: Plan) -> Counts:
+    """Count bytes and instructions of the kernel on AMX tiles, of whole tiles of full requests."""
+    problem: Any = plan.problem
+    op: Any = operator(problem.operator)
+    items = problem.batch * problem.kv_heads * plan.items
+    tiles = -(-(op.keys_read(problem) // plan.items) // plan.block)
+    keys = items * tiles * plan.block
+    products = keys * (problem.head_dim / (16 * 32) + problem.value_dim / (32 * 16))
+    scores = keys * sum(fold.slots * groups for fold, _, groups in plan.folds) / plan.lanes
+    row_bytes = plan.size * (problem.head_dim + problem.value_dim)
+    sums = 8.0 * plan.item_rows * problem.value_dim
+    joined = keys * plan.size * problem.value_dim
+    chunks = min(plan.splits, -(-tiles // plan.split_tiles))
+    return Counts(
+        bytes={
+            "memory": float(op.work(problem).bytes),
+            "l2": float(keys * row_bytes),
+            "l1": float(plan.groups * keys * row_bytes + 2 * joined + items * tiles * sums),
+        },
+        operations={
+            "tile": float(plan.groups * products),
+            "shuffle": float(joined / LINE + scores),
+            "alu": float(_SOFTMAX * scores),
+            "prefetch": float(keys * row_bytes / LINE if plan.prefetch else 0),
+        },
+        tiles={"tiles": items * tiles, "groups": plan.groups},
+        parallelism=float(items * chunks),
+        registers=8.0,
+        code=float(problem.head_dim / 32 + problem.value_dim / 16),
+    )

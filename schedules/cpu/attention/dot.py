@@ -12,7 +12,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import math, vector
-from wattune.schedules.cpu.attention.loads import in_order
+from wattune.schedules.cpu.attention.loads import join_rows, joined_order
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.attention.plan import Fold
 from wattune.schedules.cpu.attention.scores import RegisterScores
@@ -21,9 +21,8 @@ from wattune.schedules.cpu.attention.values import RegisterValues
 Expr = Any
 
 LANES = vector.LANES
-# bfloat16 of a vector, and of its 128-bit blocks.
+# bfloat16 of a vector.
 WIDTH = 2 * LANES
-BLOCK = 8
 
 
 class DotScores(RegisterScores):
@@ -77,24 +76,12 @@ class DotValues(RegisterValues):
         weights.store(at // 2, vector.round_bf16(weight))
 
     def load(self, cache: Region, bases: Sequence[Expr], start: int) -> list[Expr]:
-        """Interleave two keys' columns within blocks of eight."""
-        rows = [T.bind(cache.load(base + start, WIDTH)) for base in bases]
-        found = []
-        for half in (0, BLOCK // 2):
-            columns = [b + half + i for b in range(0, WIDTH, BLOCK) for i in range(BLOCK // 2)]
-            order = [column + WIDTH * row for column in columns for row in (0, 1)]
-            pairs = T.Shuffle(rows, order)
-            found.append(T.bind(T.reinterpret(f"int32x{LANES}", pairs)))
-        return found
+        """Interleave two keys' columns."""
+        return join_rows([T.bind(cache.load(base + start, WIDTH)) for base in bases])
 
     def natural(self, sums: Region, at: Expr, group: int) -> list[Expr]:
         """Undo the interleaving."""
-        parts = [T.bind(sums.load(at + (2 * group + half) * LANES, LANES)) for half in (0, 1)]
-        columns = [
-            [b + half + i for b in range(0, WIDTH, BLOCK) for i in range(BLOCK // 2)]
-            for half in (0, BLOCK // 2)
-        ]
-        return in_order(parts, columns, LANES)
+        return joined_order(sums, at, group)
 
     def weight(self, fold: Fold, weights: Region, first: Expr, key: int, row: int) -> Expr:
         """Repeat a pair of weights."""

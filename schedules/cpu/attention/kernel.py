@@ -17,10 +17,11 @@ from wattune.schedules.attention import Item
 from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.attention.memory import Memory, Region, flat
 from wattune.schedules.cpu.attention.plan import Fold, Plan, Scratch
-from wattune.schedules.cpu.attention.scores import Operand, Scores
+from wattune.schedules.cpu.attention.prefetch import Operand
+from wattune.schedules.cpu.attention.scores import BesideScores, Scores
 from wattune.schedules.cpu.attention.softmax import Mask, Softmax
 from wattune.schedules.cpu.attention.streams import Stream, Tiles
-from wattune.schedules.cpu.attention.values import Values
+from wattune.schedules.cpu.attention.values import BesideSums, Values
 from wattune.schedules.cpu.attention.walk import Walk
 from wattune.schedules.program import Tensors
 
@@ -55,6 +56,7 @@ class Kernel(Walk[Own]):
     """Emits one kernel of attention to rows of a cache."""
 
     stream: Stream
+    joins = False
 
     def __init__(
         self,
@@ -124,30 +126,43 @@ class Kernel(Walk[Own]):
         ahead = own.tiles.rows.part(min(plan.prefetch, plan.block)) if plan.prefetch else None
         for fold, start, groups in plan.folds:
             # The first group of rows asks for all that is ahead, the others for nothing.
-            first = 1 if start == 0 and ahead is not None else 0
+            first = 1 if start == 0 and (ahead is not None or self.joins) else 0
             if first:
-                self._group(own, fold, T.int32(0), ahead)
+                self._group(own, fold, T.int32(0), ahead, first=True)
             if groups > first:
                 with T.serial(groups - first) as group:
                     self._group(own, fold, T.bind(start + (group + first) * fold.rows), None)
 
-    def _group(self, own: Own, fold: Fold, row: Expr, ahead: Region | None) -> None:
+    def _group(
+        self, own: Own, fold: Fold, row: Expr, ahead: Region | None, first: bool = False
+    ) -> None:
         """Emit a group of rows, from ``row`` on, against a tile."""
         plan, tiles = self.plan, own.tiles
         count, masked = (T.bind(flag.load(0)) for flag in (tiles.counts, tiles.masked))
         quantum = plan.quantum(fold) * fold.keys
         quanta = T.bind((count + (quantum - 1)) // quantum)
         at = T.bind(row // plan.rows * plan.lanes)
-        keys = Operand(self.keys, tiles.rows, ahead)
-        values = Operand(self.cached_values, tiles.rows, ahead)
-        self.scores.emit(fold, keys, own.query, row, own.scores, quanta)
+        problem = plan.problem
+        keys = Operand(self.keys, tiles.rows, ahead, problem.head_dim)
+        values = Operand(self.cached_values, tiles.rows, ahead, problem.value_dim)
+        besides = self.besides(keys, values) if first else (None, None)
+        self.scores.emit(fold, keys, own.query, row, own.scores, quanta, besides[0])
         self._mask(fold, own, tiles.positions, own.limits.part(at), masked, quanta)
         weights = own.scores if self.values.in_place else own.weights
         keep = partial(self.values.keep, weights)
         state = own.state.part(2 * at)
         Softmax(plan, fold).emit(own.scores, state, own.factors, quanta, keep)
         sums = own.sums.part(row * self.values.total_lanes)
-        self.values.emit(fold, values, weights, own.factors, sums, quanta)
+        self.values.emit(fold, values, weights, own.factors, sums, quanta, besides[1])
+
+    def besides(
+        self, keys: Operand, values: Operand
+    ) -> tuple[BesideScores | None, BesideSums | None]:
+        """Return what a tile's first group of rows does beside its scores, and its sums: nothing.
+
+        A kernel that returns something sets ``joins``.
+        """
+        return None, None
 
     def _mask(
         self, fold: Fold, own: Own, positions: Region, limits: Region, masked: Expr, quanta: Expr

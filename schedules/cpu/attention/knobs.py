@@ -12,8 +12,8 @@ from wattune.schedules.target import Target
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
 COLUMNS = (2, 4, 8)
-# Chunks for each thread: enough to even out ragged requests.
-CHUNKS = 4
+# Chunks for each thread: enough to even out ragged requests; lists are more uneven.
+CHUNKS, LISTED_CHUNKS = 4, 8
 # Registers beside sums: a loaded vector in two parts, a query or weight.
 SPARE = 3
 
@@ -44,6 +44,11 @@ def item_rows(problem: Attention) -> int:
     return problem.group * tokens
 
 
+def is_listed(problem: Attention) -> bool:
+    """Say whether keys are named by lists."""
+    return hasattr(problem, "max_blocks") or hasattr(problem, "max_tokens")
+
+
 def knobs(problem: Attention, target: Target) -> tuple[Knob, ...]:
     """Return the knobs, in the words of `Plan`; ``stretch`` and ``prefetch`` count keys."""
     lanes, arithmetic = lanes_of(problem, target), arithmetic_of(problem, target)
@@ -53,11 +58,12 @@ def knobs(problem: Attention, target: Target) -> tuple[Knob, ...]:
     groups = -(-total // most)
     default_rows = min(r for r in rows if r * groups >= total)
     # Tables of listed keys cost more than those of dense ones: larger tiles.
-    listed = hasattr(problem, "max_blocks") or hasattr(problem, "max_tokens")
+    listed = is_listed(problem)
+    chunks = LISTED_CHUNKS if listed else CHUNKS
     block = 128 if listed else 32 if Fold(default_rows, lanes).keys >= 16 else 16
     sums = 24 if registers_of(target) > 16 else 8
     splits = 1
-    while target.threads > 1 and problem.kv_heads * splits < CHUNKS * target.threads:
+    while target.threads > 1 and problem.kv_heads * splits < chunks * target.threads:
         splits *= 2
     counts = (1, 2, 4, 8, *(() if splits <= 8 else (splits,)))
     return (

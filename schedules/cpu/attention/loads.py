@@ -80,3 +80,33 @@ def in_order(parts: Sequence[Expr], columns: Sequence[Sequence[int]], lanes: int
     return [
         T.bind(T.Shuffle(list(parts), order[at : at + lanes])) for at in range(0, len(order), lanes)
     ]
+
+
+# Rows of two keys that meet in pairs of bfloat16: columns stay within 128-bit blocks.
+_WIDTH, _BLOCK = 32, 8
+
+
+def _joined_columns() -> list[list[int]]:
+    """Return the columns that the lanes of the two vectors of a joined group hold."""
+    half = _BLOCK // 2
+    return [
+        [block + first + i for block in range(0, _WIDTH, _BLOCK) for i in range(half)]
+        for first in (0, half)
+    ]
+
+
+def join_rows(rows: Sequence[Expr]) -> list[Expr]:
+    """Return 32 columns of two rows as two vectors of pairs (vpunpcklwd, vpunpckhwd)."""
+    found = []
+    for columns in _joined_columns():
+        order = [column + _WIDTH * row for column in columns for row in (0, 1)]
+        pairs = T.Shuffle(list(rows), order)
+        found.append(T.bind(T.reinterpret(f"int32x{_WIDTH // 2}", pairs)))
+    return found
+
+
+def joined_order(sums: Region, at: Expr, group: int) -> list[Expr]:
+    """Return a group of 32 columns of a row's sums, which lie as `join_rows` gives them."""
+    lanes = _WIDTH // 2
+    parts = [T.bind(sums.load(at + (2 * group + half) * lanes, lanes)) for half in (0, 1)]
+    return in_order(parts, _joined_columns(), lanes)

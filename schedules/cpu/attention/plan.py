@@ -10,6 +10,8 @@ from wattune.schedules.attention import Items
 
 # Vectors of scores that one iteration of the softmax's loops covers.
 MOST_VECTORS = 4
+# Bytes between the scratch of two threads.
+GAP = 8192
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class Plan(Items):
     of at least ``split_tiles`` tiles. The rows of an item (all queries that read one list of keys
     of one KV head) are processed ``rows`` at a time, ``unroll`` vectors of scores a step and
     ``columns`` vectors of values a pass; sums go back to memory after every ``stretch`` keys.
-    Rows ``prefetch`` keys ahead (0: none) are prefetched. ``scores`` and ``values`` name the
-    arithmetic: ``fma``, ``dot`` or ``amx``, which takes ``least_keys`` at a time.
+    Rows ``prefetch`` keys ahead (0: none) are prefetched, and the first lines of those ``wake``
+    keys beyond (0: none). ``scores`` and ``values`` name the arithmetic: ``fma``, ``dot`` or
+    ``amx``, which takes ``least_keys`` at a time.
     """
 
     threads: int
@@ -59,6 +62,7 @@ class Plan(Items):
     values: str
     least_keys: int = 1
     stretch: int = 128
+    wake: int = 0
 
     @property
     def folds(self) -> tuple[tuple[Fold, int, int], ...]:
@@ -122,8 +126,12 @@ class Scratch:
 
     @property
     def stride(self) -> int:
-        """Return the bytes of a thread: an odd number of lines, so that sets differ."""
-        return (self.own.bytes // LINE | 1) * LINE
+        """Return the bytes of a thread: an odd number of lines, so that sets differ.
+
+        Prefetchers that follow one thread's stores run on for a page or two: without the gap they
+        would take lines from the next thread again and again.
+        """
+        return ((self.own.bytes + GAP) // LINE | 1) * LINE
 
     @property
     def bytes(self) -> int:

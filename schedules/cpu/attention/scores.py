@@ -8,30 +8,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.schedules.areas import LINE
 from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.attention.loads import Loader
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.attention.plan import Fold, Plan, groups_of
+from wattune.schedules.cpu.attention.prefetch import Operand, prefetch_row
 
 Expr = Any
 
 # Products that are unrolled before a loop over the columns of a row is worth while.
 MOST_PRODUCTS = 320
 
-
-@dataclass(frozen=True)
-class Operand:
-    """A tile of keys or values: the cache, its rows, and those to prefetch, if any."""
-
-    cache: Region
-    table: Region
-    next: Region | None
+# Emits a part of what is done beside the scores of keys: (first key, part, parts).
+BesideScores = Callable[[Expr, int, int], None]
 
 
 class Scores(ABC):
@@ -52,9 +45,20 @@ class Scores(ABC):
 
     @abstractmethod
     def emit(
-        self, fold: Fold, keys: Operand, query: Region, row: Expr, scores: Region, quanta: Expr
+        self,
+        fold: Fold,
+        keys: Operand,
+        query: Region,
+        row: Expr,
+        scores: Region,
+        quanta: Expr,
+        beside: BesideScores | None = None,
     ) -> None:
-        """Emit q . k of the group that starts at ``row``, for whole quanta of keys."""
+        """Emit q . k of the group that starts at ``row``, for whole quanta of keys.
+
+        ``beside(first, part, parts)`` emits a part of what is done beside the scores of the keys
+        from ``first`` on.
+        """
 
 
 class RegisterScores(Scores):
@@ -93,7 +97,14 @@ class RegisterScores(Scores):
         return len(self.starts) * self.vectors
 
     def emit(
-        self, fold: Fold, keys: Operand, query: Region, row: Expr, scores: Region, quanta: Expr
+        self,
+        fold: Fold,
+        keys: Operand,
+        query: Region,
+        row: Expr,
+        scores: Region,
+        quanta: Expr,
+        beside: BesideScores | None = None,
     ) -> None:
         """Emit steps of ``unroll`` vectors of scores."""
         plan = self.plan
@@ -114,7 +125,7 @@ class RegisterScores(Scores):
                 zero = T.bind(T.shift_right(keys.table.load(first), T.int64(62)))
 
             def ahead(key: int, first: Expr = first) -> None:
-                prefetch_row(plan, keys, first + key, plan.problem.head_dim)
+                prefetch_row(plan, keys, first + key)
 
             totals = self._products(fold, unroll, keys.cache, bases, query, row + zero, ahead)
             for part in range(unroll):
@@ -235,15 +246,6 @@ class FmaScores(RegisterScores):
     def product(self, total: Expr | None, key: Expr, query: Expr) -> Expr:
         """Multiply and add."""
         return key * query if total is None else vector.multiply_add(key, query, total)
-
-
-def prefetch_row(plan: Plan, operand: Operand, key: Expr, width: int) -> None:
-    """Ask for the columns of the key that is ahead of a key, if there is to be one."""
-    if operand.next is None:
-        return
-    at = T.bind(operand.next.load(key) * width)
-    for column in range(0, width, LINE // plan.size):
-        vector.prefetch(operand.cache.buffer, operand.cache.base + at + column)
 
 
 def across(values: Sequence[Expr | None], lanes: int) -> Expr:

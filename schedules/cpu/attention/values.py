@@ -7,7 +7,7 @@ covers ``columns`` vectors of columns; every loaded value serves all rows of the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,9 +18,12 @@ from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.attention.loads import Loader
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.attention.plan import Fold, Plan, groups_of
-from wattune.schedules.cpu.attention.scores import Operand, prefetch_row
+from wattune.schedules.cpu.attention.prefetch import Operand, prefetch_row
 
 Expr = Any
+
+# Emits a part of what is done beside the sums of a tile: (part, parts).
+BesideSums = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,12 @@ class Values(ABC):
         factors: Region,
         sums: Region,
         quanta: Expr,
+        beside: BesideSums | None = None,
     ) -> None:
         """Emit sums[row] = sums[row] * factors[row] + sum of weights times values.
 
         ``weights`` and ``factors`` are in the order of the fold's lanes; ``sums`` starts at the
-        group's first row.
+        group's first row. ``beside(part, parts)`` emits a part of what is done beside.
         """
 
     def natural(self, sums: Region, at: Expr, group: int) -> list[Expr]:
@@ -128,6 +132,7 @@ class RegisterValues(Values):
         factors: Region,
         sums: Region,
         quanta: Expr,
+        beside: BesideSums | None = None,
     ) -> None:
         """Emit stretches of keys, and passes over the columns of each."""
         plan = self.plan
@@ -179,7 +184,6 @@ class RegisterValues(Values):
         Every pass asks for whole rows, in order, of its part of the stretch: hardware prefetchers
         follow, and memory is as busy in the last pass as in the first.
         """
-        width = self.plan.problem.value_dim
         share = -(-keys.step // self.passes)
         for i in range(share):
             if i * keys.step // share // self.keys * self.keys != key:
@@ -187,10 +191,10 @@ class RegisterValues(Values):
             number = T.bind((span.number * keys.most + at) * share + i)
             ahead = keys.first * keys.step + number
             if share * self.passes == keys.step:
-                prefetch_row(self.plan, values, ahead, width)
+                prefetch_row(self.plan, values, ahead)
             else:
                 with T.If(number < keys.most * keys.step), T.Then():
-                    prefetch_row(self.plan, values, ahead, width)
+                    prefetch_row(self.plan, values, ahead)
 
     def _places(self, fold: Fold, span: Span) -> list[tuple[Expr, int]]:
         """Return for each register its place in the sums, and its lane in the registers."""
