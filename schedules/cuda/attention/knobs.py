@@ -114,8 +114,10 @@ def _defaults(problem: Any, target: Target) -> dict[str, Value]:
     if int(found["row_warps"]) > 1:
         found["teams"] = 2
         found["keys"] = 32
+    tiles = -(-problem.visible // plan_of(problem, target, found).block_keys)
     for blocks, stages in ((2, 4), (2, 3), (1, 4), (2, 2), (1, 3), (1, 2)):
-        found["stages"] = stages
+        # A window is over before a deep ring is full.
+        found["stages"] = min(stages, max(2, tiles + 1))
         if room(plan_of(problem, target, found), target) >= blocks:
             break
     plan = plan_of(problem, target, found)
