@@ -56,6 +56,11 @@ class QuantizedKVCache:
         """Return the bits of a code."""
         return BITS[self.format]
 
+    @property
+    def fields(self) -> int:
+        """Return the codes of a byte."""
+        return 8 // self.bits
+
     def width(self, which: str) -> int:
         """Return the elements of a key ("k") or value ("v") row."""
         return self.head_dim if which == "k" else self.value_dim
@@ -63,6 +68,10 @@ class QuantizedKVCache:
     def per_channel(self, which: str) -> bool:
         """Say whether a group is tokens of one channel."""
         return which == "k" and self.key_groups == "channel"
+
+    def groups(self, which: str) -> int:
+        """Return the groups of channels of a row, each with a scale of its own."""
+        return 1 if self.per_channel(which) else self.width(which) // self.group_size
 
     def params_shape(self, which: str) -> tuple[int, int, int]:
         """Return the shape of a block's params."""

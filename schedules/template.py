@@ -127,6 +127,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "wattune.schedules.cuda.attention",
         "wattune.schedules.cuda.selection",
         "wattune.schedules.cuda.kv_cache",
+        "wattune.schedules.cuda.quantized_attention",
         "wattune.schedules.cuda.quantized_kv_cache",
     ),
 }

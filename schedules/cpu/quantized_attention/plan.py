@@ -61,7 +61,7 @@ class QuantizedPlan:
     @property
     def fields(self) -> int:
         """Return the codes of a byte."""
-        return 8 // self.cache.bits
+        return self.cache.fields
 
     @property
     def per_channel(self) -> bool:
@@ -81,12 +81,12 @@ class QuantizedPlan:
     @property
     def key_groups(self) -> int:
         """Return the groups of channels of a key."""
-        return 1 if self.per_channel else self.problem.head_dim // self.problem.group_size
+        return self.cache.groups("k")
 
     @property
     def value_groups(self) -> int:
         """Return the groups of channels of a value."""
-        return self.problem.value_dim // self.problem.group_size
+        return self.cache.groups("v")
 
     @property
     def key_vectors(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from wattune.ops.dtypes import itemsize
 from wattune.schedules.cuda.attention.counts import counts
+from wattune.schedules.cuda.attention.kernel import Attend
 from wattune.schedules.cuda.attention.knobs import constraints, knobs, plan_of, registers_of, room
 from wattune.schedules.cuda.attention.plan import KEYS
 from wattune.schedules.cuda.attention.program import program
@@ -16,7 +17,7 @@ from wattune.schedules.space import Space, Value
 from wattune.schedules.target import Target
 from wattune.schedules.template import Counts
 
-_WIDEST = 256
+WIDEST = 256
 
 
 class AttentionTemplate(CudaTemplate):
@@ -26,7 +27,7 @@ class AttentionTemplate(CudaTemplate):
         """Say whether rows are of 16-bit floats that fill matrices."""
         widths = (problem.head_dim, problem.value_dim)
         return itemsize(problem.dtype) == 2 and all(
-            width % KEYS == 0 and width <= _WIDEST for width in widths
+            width % KEYS == 0 and width <= WIDEST for width in widths
         )
 
     def space(self, problem: Any, target: Target) -> Space:
@@ -40,7 +41,7 @@ class AttentionTemplate(CudaTemplate):
     def lower(self, problem: Any, target: Target, values: Mapping[str, Value]) -> GpuProgram:
         """Return the kernels and their host function."""
         plan = plan_of(problem, target, values)
-        return program(plan, self.sizes(problem, target, values))
+        return program(plan, Attend(plan).emit, self.sizes(problem, target, values))
 
     def counts(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Counts:
         """Count what the kernels do."""

@@ -13,6 +13,7 @@ from tvm.script import tirx as T
 
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.attention.place import Place, chunks_of
+from wattune.schedules.cuda.attention.plan import Plan
 from wattune.schedules.cuda.kernel import Shared
 
 Expr = Any
@@ -30,7 +31,7 @@ class Keys(ABC):
     count: Expr
     chunks: Expr
 
-    def __init__(self, place: Place, shared: Shared) -> None:
+    def __init__(self, place: Place[Plan], shared: Shared) -> None:
         """Declare what names the next tile: the row of this lane's key."""
         self.place = place
         self.plan = place.plan
@@ -65,7 +66,7 @@ class Keys(ABC):
 class Dense(Keys):
     """All keys that some query sees, cut into splits of neighbouring tiles."""
 
-    def __init__(self, place: Place, shared: Shared) -> None:
+    def __init__(self, place: Place[Plan], shared: Shared) -> None:
         """Cut them."""
         super().__init__(place, shared)
         tiles, self.chunks = chunks_of(self.plan, place.first, place.end)
@@ -100,7 +101,7 @@ class Listed(Keys):
     work, and what a list is filled up with does not change how its keys are cut.
     """
 
-    def __init__(self, place: Place, shared: Shared) -> None:
+    def __init__(self, place: Place[Plan], shared: Shared) -> None:
         """Find the item's list."""
         super().__init__(place, shared)
         plan, problem, item = self.plan, place.plan.problem, place.item

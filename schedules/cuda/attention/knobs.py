@@ -8,7 +8,7 @@ from typing import Any
 from wattune.ops import operator
 from wattune.schedules.areas import round_up
 from wattune.schedules.attention import Items
-from wattune.schedules.cuda.attention.plan import KEYS, ROWS, Plan
+from wattune.schedules.cuda.attention.plan import KEYS, ROWS, Plan, Shares
 from wattune.schedules.space import Constraint, Knob, Value, powers_of_two
 from wattune.schedules.target import Target
 
@@ -17,10 +17,10 @@ MOST_REGISTERS = 255
 # Registers of a thread beside sums, queries, scores and operands.
 _SPARE = 56
 # Shared memory of a block that the driver keeps.
-_RESERVED = 1024
+RESERVED = 1024
 _WARPS = 16
 # Keys of a split below which merging costs more than it saves.
-_LEAST_SPLIT = 256
+LEAST_SPLIT = 256
 
 
 def hopper(target: Target) -> bool:
@@ -59,10 +59,13 @@ def registers_of(plan: Plan) -> int:
 
 def room(plan: Plan, target: Target) -> int:
     """Return how many blocks fit an SM at once, by shared memory and registers."""
-    by_shared = (target.l1 + _RESERVED) // (plan.shared.bytes + _RESERVED)
-    by_registers = REGISTERS // (
-        plan.threads * round_up(min(MOST_REGISTERS, registers_of(plan)), 8)
-    )
+    return room_of(plan, registers_of(plan), target)
+
+
+def room_of(plan: Shares, registers: int, target: Target) -> int:
+    """Return how many blocks fit an SM whose threads use so many registers."""
+    by_shared = (target.l1 + RESERVED) // (plan.shared.bytes + RESERVED)
+    by_registers = REGISTERS // (plan.threads * round_up(min(MOST_REGISTERS, registers), 8))
     return max(1, min(by_shared, by_registers))
 
 
@@ -82,7 +85,7 @@ def knobs(problem: Any, target: Target) -> tuple[Knob, ...]:
         "shape": ("pad", "xor") if whole else ("pad",),
         "queries": ("registers", "shared"),
         "splits": splits,
-        "split_keys": (_LEAST_SPLIT,) if listed else (_LEAST_SPLIT, 512, 1024, 2048),
+        "split_keys": (LEAST_SPLIT,) if listed else (LEAST_SPLIT, 512, 1024, 2048),
         "combine": ("kernel", "last"),
         "blocks": (0, 1, 2, 3, 4),
     }
@@ -107,7 +110,7 @@ def _defaults(problem: Any, target: Target) -> dict[str, Value]:
         "shape": "pad",
         "queries": "registers",
         "splits": 1,
-        "split_keys": _LEAST_SPLIT,
+        "split_keys": LEAST_SPLIT,
         "combine": "kernel",
         "blocks": 0,
     }
@@ -121,18 +124,18 @@ def _defaults(problem: Any, target: Target) -> dict[str, Value]:
         if room(plan_of(problem, target, found), target) >= blocks:
             break
     plan = plan_of(problem, target, found)
-    found["splits"] = _splits(plan, target, room(plan, target))
+    found["splits"] = splits_for(plan, target, room(plan, target))
     return found
 
 
-def _splits(plan: Plan, target: Target, blocks: int) -> int:
+def splits_for(plan: Shares, target: Target, blocks: int) -> int:
     """Return the least splits that keep all SMs busy to the end."""
     problem: Any = plan.problem
     items = int(problem.batch * problem.kv_heads * plan.items * plan.row_tiles)
     slots = target.cores * blocks
     op: Any = operator(problem.operator)
     keys = op.keys_read(problem) // plan.items
-    most = max(1, min(64, keys // _LEAST_SPLIT))
+    most = max(1, min(64, keys // LEAST_SPLIT))
 
     def use(splits: int) -> float:
         waves = items * splits / slots
@@ -168,8 +171,7 @@ def constraints(problem: Any, target: Target) -> tuple[Constraint, ...]:
         Constraint(
             f"blocks must fit {target.l1} bytes of shared memory",
             lambda v: (
-                max(1, int(v["blocks"])) * (plan(v).shared.bytes + _RESERVED)
-                <= target.l1 + _RESERVED
+                max(1, int(v["blocks"])) * (plan(v).shared.bytes + RESERVED) <= target.l1 + RESERVED
             ),
         ),
         Constraint("registers must hold sums, queries and scores", registers),
@@ -183,6 +185,6 @@ def constraints(problem: Any, target: Target) -> tuple[Constraint, ...]:
         ),
         Constraint(
             "without splits there is no least split",
-            lambda v: int(v["splits"]) > 1 or int(v["split_keys"]) == _LEAST_SPLIT,
+            lambda v: int(v["splits"]) > 1 or int(v["split_keys"]) == LEAST_SPLIT,
         ),
     )

@@ -12,7 +12,7 @@ from tvm.script import tirx as T
 
 from wattune.schedules.attention import Item
 from wattune.schedules.cuda import ptx
-from wattune.schedules.cuda.attention.plan import Plan
+from wattune.schedules.cuda.attention.plan import Shares
 from wattune.schedules.cuda.attention.softmax import LN_2, LOG2_E
 from wattune.schedules.cuda.kernel import Block
 
@@ -29,7 +29,7 @@ _LEAST = 1e-30
 class Output:
     """Emits what becomes of the sums of an item's rows."""
 
-    plan: Plan
+    plan: Shares
     block: Block
     item: Item
 

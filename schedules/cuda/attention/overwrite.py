@@ -8,14 +8,14 @@ from tvm.script import tirx as T
 
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.attention.place import item_of, row_of
-from wattune.schedules.cuda.attention.plan import CHUNK, Plan
+from wattune.schedules.cuda.attention.plan import CHUNK, Shares
 from wattune.schedules.cuda.base import WARP
 from wattune.schedules.cuda.kernel import Block
 
 Expr = Any
 
 
-def overwrite(plan: Plan, block: Block) -> None:
+def overwrite(plan: Shares, block: Block) -> None:
     """Emit the copy of ``k`` and ``v`` to the last positions of a request, a warp a row."""
     problem = plan.problem
     tokens, heads = problem.query_tokens, problem.kv_heads

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tvm.script import tirx as T
 
 from wattune.schedules.attention import Item, visible
-from wattune.schedules.cuda.attention.plan import Plan
+from wattune.schedules.cuda.attention.plan import Shares
 from wattune.schedules.cuda.base import WARP
 from wattune.schedules.cuda.cache import cache_row
 from wattune.schedules.cuda.kernel import Block
@@ -16,15 +16,17 @@ from wattune.schedules.program import Tensors
 
 Expr = Any
 
+P = TypeVar("P", bound=Shares)
+
 
 @dataclass(frozen=True)
-class Place:
+class Place(Generic[P]):
     """What the numbers of a block and of a thread mean; all int32.
 
     ``first`` and ``end`` bound the positions that some query of the item sees.
     """
 
-    plan: Plan
+    plan: P
     block: Block
     item: Item
     split: Expr
@@ -33,7 +35,7 @@ class Place:
     end: Expr
 
     @classmethod
-    def of(cls, plan: Plan, block: Block) -> Place:
+    def of(cls, plan: P, block: Block) -> Place[P]:
         """Read the block's numbers and its request's length."""
         item = item_of(plan, block, block.z, block.y)
         first, end = visible(plan, item)
@@ -70,7 +72,7 @@ class Place:
         return row_of(self.plan, self.block, self.item, position)
 
 
-def row_of(plan: Plan, block: Block, item: Item, position: Expr) -> Expr:
+def row_of(plan: Shares, block: Block, item: Item, position: Expr) -> Expr:
     """Return the row of the caches that holds a position of an item."""
     pages = {}
     if plan.problem.page_size:
@@ -79,13 +81,13 @@ def row_of(plan: Plan, block: Block, item: Item, position: Expr) -> Expr:
     return cache_row(plan.problem, tensors, item.request, item.head, position)
 
 
-def item_of(plan: Plan, block: Block, request: Expr, number: Expr) -> Item:
+def item_of(plan: Shares, block: Block, request: Expr, number: Expr) -> Item:
     """Return an item by the number of its head and list in its request."""
     length = T.bind(block.view("seq_lens", "int32")[T.cast(request, "int64")])
     return Item(request, number // plan.items, number % plan.items, length)
 
 
-def chunks_of(plan: Plan, first: Expr, end: Expr) -> tuple[Expr, Expr]:
+def chunks_of(plan: Shares, first: Expr, end: Expr) -> tuple[Expr, Expr]:
     """Return the tiles of a dense item, and into how many splits they are cut.
 
     Both depend on the request's own length alone, so its result does not depend on the batch.

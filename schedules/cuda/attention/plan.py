@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from wattune.schedules.areas import Areas
@@ -18,29 +19,20 @@ SUMS_PADDING = 4
 
 
 @dataclass(frozen=True)
-class Plan(Items):
-    """One schedule of one problem.
+class Shares(Items):
+    """How queries and keys are shared out to blocks and warps, however the keys are stored.
 
     A block works on one split of an item's keys, for ``rows * row_warps`` of its query rows. It
-    is ``teams`` of ``row_warps`` warps: a team streams its own keys through its own ring of
-    ``stages`` tiles of ``keys`` keys, and each of its warps multiplies them with its own ``rows``.
-
-    ``copies``: ``async`` (16 bytes a lane) or ``bulk`` (rows, by the copy engine). ``shape`` of
-    rows in shared memory: ``pad`` by 16 bytes, or ``xor`` chunks with the row's number.
-    ``queries`` stay in ``registers`` or are read again from ``shared`` memory. Keys are cut into
-    at most ``splits``, of at least ``split_keys``; they are joined by a second ``kernel``, or by
-    the ``last`` block of an item. ``blocks``: how many an SM must have room for; 0 is free.
-    ``dependent``: the target can begin a kernel before the one before it has ended.
+    is ``teams`` of ``row_warps`` warps: a team streams its own keys, and each of its warps
+    multiplies them with its own ``rows``. Keys are cut into at most ``splits``, of at least
+    ``split_keys``; they are joined by a second ``kernel``, or by the ``last`` block of an item.
+    ``blocks``: how many an SM must have room for; 0 is free. ``dependent``: the target can begin
+    a kernel before the one before it has ended.
     """
 
-    keys: int
     teams: int
     row_warps: int
     rows: int
-    stages: int
-    copies: str
-    shape: str
-    queries: str
     splits: int
     split_keys: int
     combine: str
@@ -48,9 +40,23 @@ class Plan(Items):
     dependent: bool
 
     @property
+    @abstractmethod
+    def block_keys(self) -> int:
+        """Return the keys that all teams take at once."""
+
+    @property
+    @abstractmethod
+    def shared(self) -> Areas:
+        """Return the shared memory: ``state`` of teams' rows, ``last`` where blocks combine.
+
+        Sums of teams lie where it begins.
+        """
+
+    @property
     def listed(self) -> bool:
         """Say whether keys are named by a list."""
-        return hasattr(self.problem, "max_blocks") or hasattr(self.problem, "max_tokens")
+        names = ("max_blocks", "max_tokens")
+        return any(getattr(self.problem, name, 0) for name in names)
 
     @property
     def threads(self) -> int:
@@ -61,11 +67,6 @@ class Plan(Items):
     def team_threads(self) -> int:
         """Return the threads of a team."""
         return WARP * self.row_warps
-
-    @property
-    def block_keys(self) -> int:
-        """Return the keys that all teams take at once."""
-        return self.keys * self.teams
 
     @property
     def block_rows(self) -> int:
@@ -82,6 +83,47 @@ class Plan(Items):
         """Return the least tiles of all teams in a split."""
         return max(1, self.split_keys // self.block_keys)
 
+    @property
+    def sum_stride(self) -> int:
+        """Return the fp32 from one row of a team's sums to the next."""
+        return self.problem.value_dim + SUMS_PADDING
+
+    @property
+    def sum_bytes(self) -> int:
+        """Return the bytes of all teams' sums."""
+        return 4 * self.teams * self.block_rows * self.sum_stride
+
+    @property
+    def scratch(self) -> Areas:
+        """Return the workspace: sums and state of each split of each row, counters of items."""
+        problem = self.problem
+        items = problem.batch * problem.kv_heads * self.items
+        rows = items * self.splits * self.item_rows if self.splits > 1 else 0
+        counters = items * self.row_tiles if self.combine == "last" and rows else 0
+        return Areas.of(sums=4 * rows * problem.value_dim, state=8 * rows, counters=4 * counters)
+
+
+@dataclass(frozen=True)
+class Plan(Shares):
+    """One schedule of one problem with rows of 16-bit floats.
+
+    A team's ring holds ``stages`` tiles of ``keys`` keys. ``copies``: ``async`` (16 bytes a lane)
+    or ``bulk`` (rows, by the copy engine). ``shape`` of rows in shared memory: ``pad`` by 16
+    bytes, or ``xor`` chunks with the row's number. ``queries`` stay in ``registers`` or are read
+    again from ``shared`` memory.
+    """
+
+    keys: int
+    stages: int
+    copies: str
+    shape: str
+    queries: str
+
+    @property
+    def block_keys(self) -> int:
+        """Return the keys that all teams take at once."""
+        return self.keys * self.teams
+
     def stride(self, width: int) -> int:
         """Return the elements from one row in shared memory to the next."""
         return width + CHUNK if self.shape == "pad" else width
@@ -95,8 +137,7 @@ class Plan(Items):
             "k": 2 * slots * self.keys * self.stride(problem.head_dim),
             "v": 2 * slots * self.keys * self.stride(problem.value_dim),
         }
-        sums = 4 * self.teams * self.block_rows * (problem.value_dim + SUMS_PADDING)
-        if (short := sums - Areas.of(**rings).bytes) > 0:
+        if (short := self.sum_bytes - Areas.of(**rings).bytes) > 0:
             rings["more"] = short
         return Areas.of(
             **rings,
@@ -106,12 +147,3 @@ class Plan(Items):
             barriers=8 * slots if self.copies == "bulk" else 0,
             last=4 if self.combine == "last" else 0,
         )
-
-    @property
-    def scratch(self) -> Areas:
-        """Return the workspace: sums and state of each split of each row, counters of items."""
-        problem = self.problem
-        items = problem.batch * problem.kv_heads * self.items
-        rows = items * self.splits * self.item_rows if self.splits > 1 else 0
-        counters = items * self.row_tiles if self.combine == "last" and rows else 0
-        return Areas.of(sums=4 * rows * problem.value_dim, state=8 * rows, counters=4 * counters)

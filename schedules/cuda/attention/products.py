@@ -26,7 +26,7 @@ Expr = Any
 class Queries:
     """The query rows of a block in shared memory, and those of a warp as operands."""
 
-    def __init__(self, plan: Plan, place: Place, shared: Shared) -> None:
+    def __init__(self, plan: Plan, place: Place[Plan], shared: Shared) -> None:
         """Declare the rows."""
         self.plan, self.place = plan, place
         width = plan.problem.head_dim
@@ -89,7 +89,7 @@ class Queries:
 class Products:
     """Scores of a tile and sums of values, of one warp."""
 
-    def __init__(self, plan: Plan, place: Place, ring: Ring, queries: Queries) -> None:
+    def __init__(self, plan: Plan, place: Place[Plan], ring: Ring, queries: Queries) -> None:
         """Start with sums of zero: [16 columns][8 rows][4]."""
         self.plan, self.place, self.ring, self.queries = plan, place, ring, queries
         self.tiles = plan.rows // ROWS

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tvm.script import tirx as T
 
 from wattune.ops import operator
-from wattune.schedules.cuda.attention.kernel import Attend
 from wattune.schedules.cuda.attention.overwrite import overwrite
-from wattune.schedules.cuda.attention.plan import Plan
+from wattune.schedules.cuda.attention.plan import Shares
 from wattune.schedules.cuda.attention.splits import combine, reset
 from wattune.schedules.cuda.base import WARP
-from wattune.schedules.cuda.kernel import gpu_kernel, passed
+from wattune.schedules.cuda.kernel import Block, gpu_kernel, passed
 from wattune.schedules.cuda.program import GpuProgram, Launch, gpu_program
 from wattune.schedules.program import Tensors
 
@@ -23,13 +22,14 @@ SMALL = 128
 _SIZES = {
     "capacity": "capacity",
     "max_pages": "max_pages",
+    "packed_blocks": "packed_blocks",
     "max_blocks": "list_length",
     "max_tokens": "list_length",
 }
 
 
-def program(plan: Plan, sizes: Mapping[str, int]) -> GpuProgram:
-    """Return the program of a plan."""
+def program(plan: Shares, attend: Callable[[Block], None], sizes: Mapping[str, int]) -> GpuProgram:
+    """Return the program of a plan; ``attend`` emits the main kernel."""
     problem: Any = plan.problem
     arguments = operator(problem.operator).arguments(problem)
     dtypes = {a.name: a.dtype.replace("bfloat16", "uint16") for a in arguments}
@@ -39,9 +39,7 @@ def program(plan: Plan, sizes: Mapping[str, int]) -> GpuProgram:
         return gpu_kernel(name, dtypes, integers, threads, body, room, blocks)
 
     grids = _grids(plan)
-    kernels = {
-        "attend": kernel("attend", plan.threads, grids["attend"], Attend(plan).emit, plan.blocks)
-    }
+    kernels = {"attend": kernel("attend", plan.threads, grids["attend"], attend, plan.blocks)}
     if "k" in dtypes:
         kernels["overwrite"] = kernel(
             "overwrite", SMALL, grids["overwrite"], lambda b: overwrite(plan, b)
@@ -56,7 +54,7 @@ def program(plan: Plan, sizes: Mapping[str, int]) -> GpuProgram:
     return gpu_program(arguments, sizes, kernels, body)
 
 
-def _grids(plan: Plan) -> dict[str, tuple[int, int, int]]:
+def _grids(plan: Shares) -> dict[str, tuple[int, int, int]]:
     """Return each kernel's blocks; 0 is known at run time."""
     warps = SMALL // WARP
     rows = plan.problem.query_tokens * plan.problem.kv_heads
@@ -69,7 +67,7 @@ def _grids(plan: Plan) -> dict[str, tuple[int, int, int]]:
     }
 
 
-def _launch(plan: Plan, tensors: Tensors, launch: Launch, kernels: Mapping[str, Any]) -> None:
+def _launch(plan: Shares, tensors: Tensors, launch: Launch, kernels: Mapping[str, Any]) -> None:
     """Emit the launches; counters are reset first, so that a call finds any workspace."""
     batch = T.cast(tensors.sizes["batch"], "int64")
     counters = batch * (plan.problem.kv_heads * plan.items * plan.row_tiles)

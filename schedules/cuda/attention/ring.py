@@ -45,7 +45,7 @@ class Slots:
 class Ring(ABC):
     """The slots of a block's teams, keys and values; fetched by all threads of a team."""
 
-    def __init__(self, place: Place, shared: Shared) -> None:
+    def __init__(self, place: Place[Plan], shared: Shared) -> None:
         """Declare the slots and the caches they are filled from."""
         plan, problem = place.plan, place.plan.problem
         self.place, self.plan, self.shared = place, plan, shared
@@ -180,6 +180,6 @@ class Bulk(Ring):
         """Do nothing: every fetch has been waited for."""
 
 
-def ring_of(place: Place, shared: Shared) -> Ring:
+def ring_of(place: Place[Plan], shared: Shared) -> Ring:
     """Return the ring that the schedule asks for."""
     return (Bulk if place.plan.copies == "bulk" else Async)(place, shared)

@@ -30,7 +30,7 @@ _APART = (4, 8, 16)
 class Softmax:
     """Maxima and sums of a warp's rows; of each 8, lane l has those of 2 (l % 4) and the next."""
 
-    def __init__(self, plan: Plan, place: Place) -> None:
+    def __init__(self, plan: Plan, place: Place[Plan]) -> None:
         """Start with no keys."""
         self.plan, self.place = plan, place
         self.tiles = plan.rows // ROWS
@@ -72,9 +72,8 @@ class Softmax:
         cap, scale = self.plan.problem.soft_cap, self.plan.problem.scale
         for found in (s for row in scores for s in row):
             for j in range(4):
-                power = ptx.exp2(found[j] * T.float32(2 * LOG2_E * scale / cap))
-                small = T.float32(2 * cap) / (T.float32(1) + power)
-                ptx.put(found, j, T.float32(cap) - small)
+                doubled = found[j] * T.float32(2 * LOG2_E * scale / cap)
+                ptx.put(found, j, capped(doubled, cap))
 
     def _hide(self, scores: list[list[Any]], keys: Keys) -> None:
         window = self.plan.problem.window
@@ -113,3 +112,8 @@ class Softmax:
         for row in range(2 * self.tiles):
             for distance in _APART:
                 ptx.put(self.l, row, self.l[row] + ptx.across(self.l[row], distance))
+
+
+def capped(doubled: Expr, cap: float) -> Expr:
+    """Return cap * tanh(x), given 2 x log2(e)."""
+    return T.float32(cap) - T.float32(2 * cap) / (T.float32(1) + ptx.exp2(doubled))

@@ -15,7 +15,7 @@ from wattune.schedules.attention import Item, visible
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.attention.output import WIDE, Output
 from wattune.schedules.cuda.attention.place import Place, chunks_of, item_of
-from wattune.schedules.cuda.attention.plan import Plan
+from wattune.schedules.cuda.attention.plan import Shares
 from wattune.schedules.cuda.attention.softmax import NOTHING
 from wattune.schedules.cuda.base import WARP
 from wattune.schedules.cuda.kernel import Block, Shared
@@ -27,7 +27,7 @@ Expr = Any
 class Splits:
     """Keeps and merges the states (m, l, acc) of an item's splits."""
 
-    plan: Plan
+    plan: Shares
     block: Block
     item: Item
 
@@ -115,7 +115,7 @@ class Splits:
         with T.If(within), T.Then():
             self.output.store(row, column, m, total, [sums[i] for i in range(WIDE)])
 
-    def last(self, place: Place, shared: Shared, chunks: Expr) -> None:
+    def last(self, place: Place[Any], shared: Shared, chunks: Expr) -> None:
         """Have the last block of an item's rows merge its splits."""
         plan, thread = self.plan, self.block.thread
         flag = shared.view(plan.shared.starts["last"], 1, "int32")
@@ -128,7 +128,7 @@ class Splits:
                 with T.If(row < end), T.Then():
                     self.merge(chunks, row, place.lane)
 
-    def _arrive(self, place: Place, flag: Any, chunks: Expr) -> None:
+    def _arrive(self, place: Place[Any], flag: Any, chunks: Expr) -> None:
         """Count the block; ``flag`` says whether all others had been counted."""
         plan = self.plan
         items = plan.problem.kv_heads * plan.items
@@ -147,7 +147,7 @@ class Splits:
         ptx.block_barrier()
 
 
-def combine(plan: Plan, block: Block) -> None:
+def combine(plan: Shares, block: Block) -> None:
     """Emit the kernel that merges splits: a warp a row."""
     item = item_of(plan, block, block.z, block.y)
     if plan.dependent:
@@ -159,7 +159,7 @@ def combine(plan: Plan, block: Block) -> None:
         Splits(plan, block, item).merge(chunks, row, block.thread % WARP)
 
 
-def reset(plan: Plan, block: Block) -> None:
+def reset(plan: Shares, block: Block) -> None:
     """Emit the kernel that sets counters to zero."""
     at = T.bind(T.cast(block.x, "int64") * block.threads + block.thread)
     if plan.dependent:

@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.attention.output import WIDE
 from wattune.schedules.cuda.attention.place import Place
-from wattune.schedules.cuda.attention.plan import KEYS, ROWS, SUMS_PADDING, Plan
+from wattune.schedules.cuda.attention.plan import KEYS, ROWS, Shares
 from wattune.schedules.cuda.attention.products import Products
 from wattune.schedules.cuda.attention.softmax import Softmax
 from wattune.schedules.cuda.attention.splits import Splits
@@ -21,10 +21,10 @@ Expr = Any
 class Teams:
     """Sums [team][row of the block][column] and states [team][row][2] in shared memory."""
 
-    def __init__(self, plan: Plan, place: Place, shared: Shared) -> None:
+    def __init__(self, plan: Shares, place: Place[Any], shared: Shared) -> None:
         """Declare them; the rings must be done with."""
         self.plan, self.place = plan, place
-        self.stride = plan.problem.value_dim + SUMS_PADDING
+        self.stride = plan.sum_stride
         rows = plan.teams * plan.block_rows
         self.sums = shared.view(0, rows * self.stride, "float32")
         self.state = shared.view(plan.shared.starts["state"], 2 * rows, "float32")

@@ -29,7 +29,7 @@ class PackPlan:
     @property
     def fields(self) -> int:
         """Return the codes of a byte."""
-        return 8 // self.cache.bits
+        return self.cache.fields
 
     @property
     def levels(self) -> int:
