@@ -23,9 +23,10 @@ from wattune.schedules.candidate import (
 )
 from wattune.schedules.target import Target
 
-COMMANDS = (
-    "ops tune compile bench report inspect pack export-records import-records".split()  # noqa: SIM905
-)
+COMMANDS = [
+    *("ops", "tune", "compile", "bench", "report", "inspect", "pack"),
+    *("export-records", "import-records", "bundle"),
+]
 
 
 def record(number: int) -> Record:
