@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wattune.ops import operator
 from wattune.schedules.areas import round_up
 from wattune.schedules.attention import Items
 from wattune.schedules.cuda.attention.plan import KEYS, ROWS, Plan, Shares
-from wattune.schedules.space import Constraint, Knob, Value, powers_of_two
+from wattune.schedules.space import Constraint, Knob, Value, Values, powers_of_two
 from wattune.schedules.target import Target
 
 REGISTERS = 65536
@@ -89,7 +89,28 @@ def knobs(problem: Any, target: Target) -> tuple[Knob, ...]:
         "combine": ("kernel", "last"),
         "blocks": (0, 1, 2, 3, 4),
     }
-    return tuple(Knob(name, options, found[name]) for name, options in values.items())
+    rules = constraints(problem, target)
+    return tuple(
+        Knob(name, _possible(name, options, found, rules), found[name])
+        for name, options in values.items()
+    )
+
+
+def _possible(
+    name: str, options: tuple[Value, ...], default: Values, rules: Sequence[Constraint]
+) -> tuple[Value, ...]:
+    """Return the values that some schedule has: the least one of those around them, or the default.
+
+    Most points of a space should be schedules, or samples are hard to find.
+    """
+    least = {**default, "keys": 16, "rows": 8, "stages": 2, "shape": "pad", "queries": "shared"}
+    least |= {"splits": 2, "blocks": 0, "copies": "async", "combine": "kernel"}
+    shapes = [{"teams": teams, "row_warps": warps} for teams, warps in ((2, 1), (1, 2), (1, 4))]
+
+    def fits(value: Value) -> bool:
+        return any(all(r.holds({**least, **s, name: value}) for r in rules) for s in shapes)
+
+    return tuple(value for value in options if value == default[name] or fits(value))
 
 
 def _defaults(problem: Any, target: Target) -> dict[str, Value]:
