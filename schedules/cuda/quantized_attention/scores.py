@@ -63,9 +63,10 @@ class Scores:
         problem = self.plan.problem
         for panel, score in enumerate(scores):
             for i in range(2):
-                end = self.ends[2 * panel + i]
-                shown = T.And(seen, position < end)
+                # Bound, since TVM takes minutes to simplify comparisons of registers.
+                end = T.bind(self.ends[2 * panel + i])
+                shown = T.And(seen, T.bind(position < end))
                 if problem.window:
-                    shown = T.And(shown, position >= end - problem.window)
+                    shown = T.And(shown, T.bind(position >= end - problem.window))
                 old = score[2 * at + i]
                 ptx.put(score, 2 * at + i, T.Select(shown, old, T.float32(HIDDEN)))
