@@ -110,8 +110,11 @@ class Attention(Problem):
 
 
 def cache_name(problem: Any) -> str:
-    """Name the cache of a problem with a cache's fields."""
-    widths = f"{problem.kv_heads}x{problem.head_dim}x{problem.value_dim}"
+    """Name the cache of a problem with a cache's fields.
+
+    Not all operators know how wide values are, and it does not change the order of rows.
+    """
+    widths = f"{problem.kv_heads}x{problem.head_dim}"
     return f"kv_cache:{widths}:{problem.dtype}:{problem.layout}:{problem.page_size}"
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from wattune.ops.attention import sizes_of
+from wattune.ops.attention import cache_name, sizes_of
 from wattune.ops.dtypes import FLOATS, itemsize, round_to
 from wattune.ops.fields import integer, one_of
 from wattune.ops.gate_parts import SLOTS, block_count, ragged, slots
@@ -63,6 +63,10 @@ class BlockMinmax(Problem):
         """Return run-time sizes, those of the cache, and the slots of the context."""
         cache = self.cache.extents(self.batch, self.context)
         return {**self.sizes, **cache, SLOTS: block_count(self.context, self.block_size)}
+
+    def shared_data(self) -> str:
+        """Name the cache that attention reads."""
+        return cache_name(self)
 
     def changed(self, length: int) -> range:
         """Return the blocks of a request that are recomputed."""

@@ -17,8 +17,8 @@ class PlainTemplate(Template):
     """A template without packed arguments; a subclass adds ``space``, ``body`` and ``counts``."""
 
     def layout(self, problem: Any, values: Mapping[str, Value]) -> Layout:
-        """No argument is packed."""
-        return Layout.make("plain")
+        """No argument is packed; a cache has the caller's layout, which all its operators read."""
+        return Layout.make(getattr(problem, "layout", "plain"))
 
     def pack(self, problem: Any, values: Mapping[str, Value]) -> dict[str, Any]:
         """No argument is packed."""

@@ -30,7 +30,7 @@ from wattune.schedules.cpu.plain import PlainTemplate
 from wattune.schedules.program import Tensors
 from wattune.schedules.space import Knob, Space, Value
 from wattune.schedules.target import Target
-from wattune.schedules.template import Counts, Layout
+from wattune.schedules.template import Counts
 
 
 class KVCacheAppendCopy(PlainTemplate):
@@ -53,10 +53,6 @@ class KVCacheAppendCopy(PlainTemplate):
             grain_knob(_row_bytes(problem)),
         )
         return Space(self.name, knobs)
-
-    def layout(self, problem: KVCacheAppend, values: Mapping[str, Value]) -> Layout:
-        """Return the caller's: attention reads the same cache."""
-        return Layout.make(problem.layout)
 
     def body(
         self, problem: KVCacheAppend, target: Target, values: Mapping[str, Value]
