@@ -59,7 +59,9 @@ class Nvrtc:
                 f"NVRTC compiles for one GPU architecture, not for {', '.join(archs)}; install "
                 "nvidia-cuda-nvcc (pip install 'wattune[cuda]'), or compile a library for each"
             )
-        options = [f"--gpu-architecture={archs[0]}", "--ptxas-options=-v", *self._includes, *flags]
+        # Images have a cache of ours; that of NVRTC asks the driver for one.
+        fixed = ("--ptxas-options=-v", "--no-cache")
+        options = [f"--gpu-architecture={archs[0]}", *fixed, *self._includes, *flags]
         words = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
         program = ctypes.c_void_p()
         self._call(
