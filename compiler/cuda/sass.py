@@ -47,6 +47,11 @@ _LINE = re.compile(
 )
 # The end of a kernel is filled with these.
 _FILLING = ("NOP",)
+_LABEL = re.compile(r"^(\.L_x_\d+):", re.MULTILINE)
+_BRANCH = re.compile(r"\bBRA\b.*`\((\.L_x_\d+)\)")
+_LOCAL = ("LDL", "STL")
+# What a loop's instructions count, for each loop around them: nobody knows how often it turns.
+_TURNS = 16
 
 
 @cache
@@ -80,6 +85,34 @@ def opcodes_of(text: str) -> dict[str, Counter[str]]:
     }
 
 
+def local_shares(text: str) -> dict[str, float]:
+    """Return, for each kernel in what nvdisasm prints, the share of accesses to local memory.
+
+    Of what is executed, a loop taken to turn 16 times: a loop is what lies between a label and the
+    last branch back to it.
+    """
+    parts = _SECTION.split(text)
+    return {k: _local_share(body) for k, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def _local_share(body: str) -> float:
+    """Return the share of one kernel."""
+    lines = [(match.start(), match[1].split(".")[0]) for match in _LINE.finditer(body)]
+    labels = {match[1]: match.start() for match in _LABEL.finditer(body)}
+    loops: dict[str, int] = {}
+    for match in _BRANCH.finditer(body):
+        begin, end = labels.get(match[1], match.start()), match.start()
+        # A kernel is followed by a branch to itself, which is never executed.
+        if sum(begin < at <= end for at, _ in lines) > 1:
+            loops[match[1]] = end
+    executed = {"local": 0.0, "all": 0.0}
+    for at, opcode in lines:
+        depth = sum(labels[name] < at <= end for name, end in loops.items())
+        executed["all"] += _TURNS**depth
+        executed["local"] += _TURNS**depth * (opcode in _LOCAL)
+    return executed["local"] / max(1.0, executed["all"])
+
+
 def mix(counts: Mapping[str, int]) -> dict[str, int]:
     """Return how many of `INSTRUCTIONS` there are, those there are none of left out; and all."""
     found = {TOTAL: sum(counts.values())}
@@ -92,14 +125,20 @@ def mix(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def mix_facts(cubin: bytes) -> dict[str, float]:
-    """Return ``<kernel>.sass.<instruction>`` for each kernel; nothing without a disassembler."""
+    """Return ``<kernel>.sass.<instruction>`` for each kernel; nothing without a disassembler.
+
+    And ``<kernel>.local_share``, of `local_shares`, where a kernel uses local memory.
+    """
     if disassembler() is None:
         return {}
-    return {
+    text = _disassemble(cubin)
+    facts = {
         f"{kernel}.sass.{name}": float(count)
-        for kernel, counts in opcodes(cubin).items()
+        for kernel, counts in opcodes_of(text).items()
         for name, count in mix(counts).items()
     }
+    shares = {f"{kernel}.local_share": share for kernel, share in local_shares(text).items()}
+    return facts | {name: share for name, share in shares.items() if share}
 
 
 def _disassemble(cubin: bytes) -> str:

@@ -14,7 +14,7 @@
 #include "gpu_driver.h"
 
 enum { MESSAGE = 512, SHARED_WITHOUT_ASKING = 48 << 10 };
-enum { PROGRAMMATIC = 1 };
+enum { PROGRAMMATIC = 1, OVERLAPS_FROM = 9 };
 
 /* The state of one call; a host function runs on one thread. */
 static _Thread_local struct {
@@ -191,6 +191,15 @@ static int load_once(int32_t kernel, int32_t shared, WtGpuLoaded *loaded) {
   return status;
 }
 
+/* Whether kernels of the current device may start before the one before them has ended. */
+static int overlaps(void) {
+  static int8_t majors[WT_GPU_DEVICES]; /* two threads may ask the driver at once, for the same */
+  int major = __atomic_load_n(&majors[now.device], __ATOMIC_RELAXED);
+  if (!major && !wt_driver.DeviceGetAttribute(&major, WT_COMPUTE_MAJOR, now.device))
+    __atomic_store_n(&majors[now.device], (int8_t)major, __ATOMIC_RELAXED);
+  return major >= OVERLAPS_FROM;
+}
+
 int32_t wt_gpu_launch(int32_t kernel, int64_t x, int64_t y, int64_t z, int32_t block,
                       int32_t shared, int32_t flags) {
   const WtGpuKernel *info = &now.program->kernels[kernel];
@@ -215,7 +224,7 @@ int32_t wt_gpu_launch(int32_t kernel, int64_t x, int64_t y, int64_t z, int32_t b
       .shared = (uint32_t)shared,
       .stream = TVMFFIEnvGetStream(kDLCUDA, now.device),
       .attributes = &serial,
-      .num_attributes = flags & PROGRAMMATIC ? 1 : 0,
+      .num_attributes = flags & PROGRAMMATIC && overlaps() ? 1 : 0,
   };
   return check(wt_driver.LaunchKernelEx(&launch, loaded->function, parameters, NULL), info->name);
 }

@@ -110,7 +110,7 @@ def _emit(
 def overlap_knob(target: Target) -> Knob:
     """Return the knob of whether a second kernel overlaps the first, where the GPU can do so.
 
-    By default it does not: then the same code serves older GPUs in one library.
+    By default it does not: no measurement says yet that it pays.
     """
     can = target.arch.startswith("sm_9")
     return Knob("overlap", (False, True) if can else (False,), False)

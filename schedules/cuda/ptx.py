@@ -315,10 +315,28 @@ def block_barrier() -> None:
 
 
 def wait_for_previous() -> None:
-    """Wait for the kernel launched before, and what it wrote (griddepcontrol.wait; sm_90)."""
-    _emit("griddepcontrol.wait")
+    """Wait for the kernel launched before, and what it wrote (griddepcontrol.wait; sm_90).
+
+    Nothing on older GPUs, where no kernel starts before the one before it has ended.
+    """
+    _of_hopper("wt_wait_for_previous", "griddepcontrol.wait")
 
 
 def let_next_start() -> None:
-    """Allow the next kernel to begin when all blocks say so (griddepcontrol; sm_90)."""
-    _emit("griddepcontrol.launch_dependents")
+    """Allow the next kernel to begin when all blocks say so (griddepcontrol; sm_90).
+
+    Nothing on older GPUs.
+    """
+    _of_hopper("wt_let_next_start", "griddepcontrol.launch_dependents")
+
+
+def _of_hopper(name: str, instruction: str) -> None:
+    """Emit an instruction without operands that older GPUs leave out: one source serves all."""
+    source = f"""
+__forceinline__ __device__ void {name}() {{
+#if __CUDA_ARCH__ >= 900
+  asm volatile("{instruction};" ::: "memory");
+#endif
+}}
+"""
+    T.evaluate(T.cuda.func_call(name, source_code=source, return_type="void"))

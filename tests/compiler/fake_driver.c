@@ -63,16 +63,18 @@ int cuFuncSetAttribute(void *function, int attribute, int value) {
 }
 int cuThreadExchangeStreamCaptureMode(int *mode) { return (void)mode, 0; }
 
-/* CUlaunchConfig up to the stream. */
+/* CUlaunchConfig. */
 typedef struct {
   unsigned grid[3], block[3], shared;
   void *stream;
+  void *attributes;
+  unsigned num_attributes;
 } Launch;
 
 int cuLaunchKernelEx(const Launch *launch, void *function, void **parameters, void **extra) {
   (void)parameters, (void)extra;
-  printf("%s of %u on %d stream %lu\n", (const char *)function, launch->grid[0], current,
-         (unsigned long)launch->stream);
+  printf("%s of %u on %d stream %lu%s\n", (const char *)function, launch->grid[0], current,
+         (unsigned long)launch->stream, launch->num_attributes ? " early" : "");
   fflush(stdout);
   return number("FAKE_LAUNCH", 0);
 }

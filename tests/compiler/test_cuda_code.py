@@ -192,6 +192,33 @@ def test_opcodes_are_counted_by_kernel() -> None:
     assert sass.mix(counts["other"]) == {"instructions": 2, "LDG": 1}
 
 
+SPILLS = """
+.text.once_kernel:
+        /*0000*/                   STL [R1], R4 ;
+.L_x_0:
+        /*0010*/                   FFMA R4, R2, R3, R4 ;
+.L_x_1:
+        /*0020*/                   FADD R4, R2, R4 ;
+        /*0030*/              @!P1 BRA `(.L_x_1) ;
+        /*0040*/              @!P0 BRA `(.L_x_0) ;
+        /*0050*/                   EXIT ;
+.text.often_kernel:
+.L_x_2:
+        /*0000*/                   LDL R4, [R1] ;
+        /*0010*/              @!P0 BRA `(.L_x_2) ;
+        /*0020*/                   EXIT ;
+.L_x_3:
+        /*0030*/                   BRA `(.L_x_3);
+"""
+
+
+def test_spills_weigh_by_the_loops_around_them() -> None:
+    shares = sass.local_shares(SPILLS)
+    # Once; two instructions of the outer loop, two of the inner one; once.
+    assert shares["once"] == 1 / (1 + 2 * 16 + 2 * 256 + 1)
+    assert shares["often"] == 16 / (2 * 16 + 1 + 1)
+
+
 @pytest.mark.nvcc
 def test_the_mix_of_an_image(cache: Path) -> None:
     if sass.disassembler() is None:
@@ -200,6 +227,7 @@ def test_the_mix_of_an_image(cache: Path) -> None:
     assert facts["scale.sass.LDG.128"] == 1 and "scale.sass.LDL" not in facts
     capped = sass.mix_facts(compile_image(SOURCE, ["sm_90a"], registers=32).data)
     assert capped["hungry.sass.LDL"] and capped["hungry.sass.STL"]
+    assert capped["hungry.local_share"] > 0.02 and "hungry.local_share" not in facts
     with pytest.raises(BuildError, match="nvdisasm"):
         sass.opcodes(b"not a cubin")
 
@@ -229,9 +257,14 @@ def test_blocks_of_an_sm(
 def test_what_is_not_measured() -> None:
     fine = {"a.threads": 128.0, "a.registers": 90.0, "a.blocks_per_sm": 5.0, "a.stack": 16.0}
     assert refusal(fine) == "" == refusal({"compile_seconds": 1.0})
-    assert refusal({**fine, "a.spill_stores": 8.0, "a.spill_loads": 12.0}) == (
-        "kernel a spills: 20 bytes of loads and stores a thread"
-    )
+    spills = {**fine, "a.spill_stores": 8.0, "a.spill_loads": 12.0}
+    words = "kernel a spills: 20 bytes of loads and stores a thread, "
+    assert refusal(spills) == words + "nobody knows where"
+    assert refusal({**spills, "a.spill_loads": 8.0}) == ""
+    # Where the machine code was read, it says how much that is.
+    read = {**spills, "a.sass.instructions": 500.0, "a.local_share": 0.04}
+    assert refusal(read) == words + "4.0% of what it executes"
+    assert refusal({**read, "a.local_share": 0.01}) == ""
     full = {"a.blocks_per_sm": 0.0, "a.shared": 8.0, "a.dynamic_shared": 232448.0}
     assert refusal({**fine, **full}) == (
         "kernel a fits on no SM: blocks of 128 threads with 90 registers each and 232456 bytes of "
@@ -252,10 +285,10 @@ def test_facts_of_a_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert facts["scale.sass.instructions"] > 10
 
     def greedy(*arguments: Any) -> dict[str, float]:
-        return {**build_gpu(*arguments), "scale.spill_loads": 4.0}
+        return {**build_gpu(*arguments), "scale.spill_loads": 40.0, "scale.local_share": 0.1}
 
     monkeypatch.setattr(build, "build_gpu", greedy)
-    with pytest.raises(BuildError, match="not measured: kernel scale spills: 4 bytes"):
+    with pytest.raises(BuildError, match="not measured: kernel scale spills: 40 bytes"):
         build.build_candidate(candidate, tmp_path / "spilling.so")
     assert [p.name for p in tmp_path.iterdir()] == ["k.so"]
 

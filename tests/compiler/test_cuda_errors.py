@@ -48,6 +48,10 @@ def call(device=0):
 """
 
 
+# Of the library: how each is launched on a device that can start one before the last has ended.
+KERNELS = {"factors_kernel": "", "scale_kernel": " early"}
+
+
 @cache
 def exported(arch: str = "sm_90a", also: tuple[str, ...] = ()) -> Path:
     """Return a library whose code only the fake driver takes."""
@@ -164,13 +168,24 @@ call(99)
 """
     assert call_lines(exported(), more) == [
         "load on 0",
-        *(f"{kernel}_kernel of 2 on 0 stream 0" for kernel in ("factors", "scale")),
+        *(f"{kernel} of 2 on 0 stream 0{how}" for kernel, how in KERNELS.items()),
         "load on 1",
-        *(f"{kernel}_kernel of 2 on 1 stream 0" for kernel in ("factors", "scale")),
-        *(f"{kernel}_kernel of 2 on 1 stream 4660" for kernel in ("factors", "scale")),
-        *(f"{kernel}_kernel of 2 on 0 stream 0" for kernel in ("factors", "scale")),
+        *(f"{kernel} of 2 on 1 stream 0{how}" for kernel, how in KERNELS.items()),
+        *(f"{kernel} of 2 on 1 stream 4660{how}" for kernel, how in KERNELS.items()),
+        *(f"{kernel} of 2 on 0 stream 0{how}" for kernel, how in KERNELS.items()),
         "DeviceError ragged: device 99; allowed: 0 to 15",
     ]
+
+
+def test_kernels_start_early_only_where_they_can() -> None:
+    """One library for both: the same launch is an ordinary one on an older GPU."""
+    both = exported(also=("sm_80",))
+    for major, how in ((8, ""), (9, " early")):
+        lines = call_lines(both, "call()", FAKE_MAJOR=major)
+        assert lines[1:] == [
+            "factors_kernel of 2 on 0 stream 0",
+            f"scale_kernel of 2 on 0 stream 0{how}",
+        ]
 
 
 def test_schedules_that_another_architecture_cannot_run(tmp_path: Path) -> None:
@@ -194,7 +209,7 @@ def test_a_program_in_c(tmp_path: Path) -> None:
         "check 0",
         "load on 1",
         "factors_kernel of 3 on 1 stream 4660",
-        "scale_kernel of 3 on 1 stream 4660",
+        "scale_kernel of 3 on 1 stream 4660 early",
         "call 0",
         "call -1",
         "ragged: workspace is missing; expected 64 bytes on the device",

@@ -221,6 +221,14 @@ def test_code_that_another_architecture_does_not_have(tmp_path: Path) -> None:
             gpu_program.build_gpu("f", program, HOPPER, tmp_path / "f.o", ("sm_80",))
 
 
+@pytest.mark.nvcc
+def test_one_source_serves_older_architectures_too(tmp_path: Path) -> None:
+    """What waits for the kernel before it on a Hopper has nothing to wait for on an Ampere."""
+    program = TEMPLATES[0].lower(Ragged(2, 64), HOPPER, {"reserved": 0})
+    facts = gpu_program.build_gpu("f", program, HOPPER, tmp_path / "f.o", ("sm_80", "sm_89"))
+    assert facts["scale.registers"] > 0
+
+
 def test_nothing_unverified_leaves(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"cannot run the target.*allow_unverified"):
         export_toy(tmp_path / "k.so", target=Target.parse("cuda:sm_80"), ask=True)

@@ -94,7 +94,7 @@ class RaggedTemplate(CudaTemplate):
             passed |= {name: tensors.sizes[name] for name in ("capacity", "rows")}
             rows = tensors.sizes["rows"]
             launch("factors", (rows,), WARP, passed)
-            launch("scale", (rows,), WARP, passed, int(values["reserved"]))
+            launch("scale", (rows,), WARP, passed, int(values["reserved"]), True)
 
         sizes = self.sizes(problem, target, values)
         return gpu_program(RAGGED.arguments(problem), sizes, kernels, body)
@@ -133,6 +133,9 @@ def _factors(buffers: Any, row: Any, thread: Any, problem: Ragged) -> None:
 def _scale(buffers: Any, row: Any, thread: Any, problem: Ragged) -> None:
     from tvm.script import tirx as T
 
+    from wattune.schedules.cuda import ptx
+
+    ptx.wait_for_previous()
     x, y, capacity = buffers["x"], buffers["y"], buffers["capacity"]
     for i, end in enumerate(problem.sizes.values()):
         T.buffer_store(buffers["served"], T.int32(end), [row * 2 + i])

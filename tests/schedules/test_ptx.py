@@ -15,16 +15,8 @@ from wattune.schedules.cuda.kernel import Block, Shared, gpu_kernel
 from wattune.schedules.cuda.program import GpuProgram
 from wattune.schedules.target import Target
 
-# What sm_80 has not: the copy engine, its barriers, dependent launches.
-HOPPER = (
-    "arrivals_begin",
-    "arrivals_begun",
-    "arrivals_wait",
-    "arrive",
-    "copy_row",
-    "let_next_start",
-    "wait_for_previous",
-)
+# What sm_80 has not: the copy engine and its barriers.
+HOPPER = ("arrivals_begin", "arrivals_begun", "arrivals_wait", "arrive", "copy_row")
 
 
 def source(body: Callable[[Block], None], arch: str) -> DeviceSource:
@@ -67,8 +59,8 @@ def every(block: Block, hopper: bool) -> set[str]:
     r = do("registers", 8, "uint32")
     f = ptx.registers(8, "float32")
     quarter, half = [r[i] for i in range(4)], [r[4], r[5]]
+    do("wait_for_previous")
     if hopper:
-        do("wait_for_previous")
         with T.If(block.thread == 0), T.Then():
             do("arrivals_begin", bars.ptr_to([0]), 1)
             do("arrivals_begun")
@@ -114,8 +106,7 @@ def every(block: Block, hopper: bool) -> set[str]:
     do("put", integers, at, before)
     do("store_wide", here, quarter)
     do("store_wide_real", reals.ptr_to([at]), [f[i] for i in range(4)])
-    if hopper:
-        do("let_next_start")
+    do("let_next_start")
     return used
 
 

@@ -8,6 +8,8 @@
 
 #include "ptx.h"
 
+// The emulated device is a Hopper.
+#define __CUDA_ARCH__ 900
 #define __global__
 #define __device__
 #define __host__
