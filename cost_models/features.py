@@ -10,12 +10,14 @@ import math
 from collections.abc import Mapping
 from functools import cache
 
+from wattune.cost_models.facts import fact_features
 from wattune.cost_models.prior import Rates, Roofline, default_rates, imbalance, roofline, workers
 from wattune.ops import Problem
 from wattune.schedules.candidate import Candidate, canonical
+from wattune.schedules.cuda.occupancy import WARP, blocks_per_sm, multiprocessor
 from wattune.schedules.space import Space
 from wattune.schedules.target import Target
-from wattune.schedules.template import Counts, template_of
+from wattune.schedules.template import BlockUse, Counts, template_of
 
 # Every feature there is, by pattern: what it means, and its unit. Names with "=" are one column a
 # value (1 where it holds, absent otherwise).
@@ -36,6 +38,11 @@ FEATURES: dict[str, str] = {
     "intensity/*": "instructions of a unit over bytes from memory: log2",
     "tasks/worker": "parallelism over threads (CPU) or SMs (CUDA): log2",
     "imbalance": "the busiest worker's share over the mean one's: log2",
+    "occupancy/blocks": "blocks that an SM holds at once, by the template's estimate: log2",
+    "occupancy/warps": "warps that an SM holds at once, of those it could: log2",
+    "occupancy/waves": "blocks over those that the device holds at once: log2",
+    "occupancy/last": "the share of the last wave that has work: log2",
+    "facts.*": "of the built candidate's largest kernel, where it is known: log2(1 + x)",
     "prior.seconds": "the roofline's time: log2 of seconds",
     "prior.share.*": "a term of the roofline over the longest one: log2, at least -20",
     "prior.bound=*": "the roofline's longest term",
@@ -56,10 +63,13 @@ def features(
     mode: str = "cold",
     rates: Rates | None = None,
     space: Space | None = None,
+    facts: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Return the features of a candidate measured in this mode, as `FEATURES` lists them.
 
-    ``rates`` are the machine's, guessed where absent; ``space`` saves building it again.
+    ``rates`` are the machine's, guessed where absent; ``space`` saves building it again. ``facts``
+    of its build (`Record.facts`) are features where they are given: of all candidates that are
+    compared, or of none.
     """
     problem, target, values = candidate.problem, candidate.target, candidate.schedule.values
     template = template_of(candidate)
@@ -73,6 +83,8 @@ def features(
         **_place_features(problem, target),
         **_count_features(counts),
         **_ratio_features(counts, target),
+        **(_occupancy_features(counts.block, target) if counts.block else {}),
+        **fact_features(facts or {}),
         **_prior_features(line),
     }
 
@@ -118,6 +130,23 @@ def _ratio_features(counts: Counts, target: Target) -> dict[str, float]:
     found["tasks/worker"] = math.log2(max(counts.parallelism, 1.0) / count)
     found["imbalance"] = math.log2(imbalance(counts.parallelism, target))
     return found
+
+
+def _occupancy_features(block: BlockUse, target: Target) -> dict[str, float]:
+    """Encode how blocks fill the device; nothing of an SM that is not known."""
+    sm = multiprocessor(target.arch)
+    fits = blocks_per_sm(target.arch, block.threads, block.registers, block.shared)
+    if sm is None or fits is None:
+        return {}
+    fits = max(1, fits)
+    warps = fits * -(-block.threads // WARP)
+    waves = max(1.0, block.blocks) / (fits * target.cores)
+    return {
+        "occupancy/blocks": math.log2(fits),
+        "occupancy/warps": math.log2(warps * WARP / sm.threads),
+        "occupancy/waves": math.log2(waves),
+        "occupancy/last": math.log2(waves - math.ceil(waves) + 1),
+    }
 
 
 def _prior_features(line: Roofline) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from wattune.cost_models.gpu_rates import LAUNCH, gpu_rates, memory_of
 from wattune.schedules.target import Target
 from wattune.schedules.template import Counts
 
@@ -81,7 +82,9 @@ def workers(target: Target) -> int:
 
 
 def default_rates(target: Target) -> Rates:
-    """Guess the rates of a target that nobody has measured."""
+    """Guess the rates of a target that nobody has measured: a GPU's by public figures."""
+    if target.kind == "cuda" and (known := _public_rates(target)):
+        return known
     cuda, count = target.kind == "cuda", workers(target)
     clocks = (_CUDA_CLOCK if cuda else _CPU_CLOCK) * count
     rates = {name: clocks * width for name, width in (_CUDA_BYTES if cuda else _CPU_BYTES).items()}
@@ -91,6 +94,25 @@ def default_rates(target: Target) -> Rates:
         bytes=rates,
         operations={name: clocks * width for name, width in _OPERATIONS.items()},
         launch=_CALL + _WAKE * (0 if cuda else count - 1),
+    )
+
+
+def _public_rates(target: Target) -> Rates | None:
+    """Return the rates of a GPU whose architecture is known."""
+    known = gpu_rates(target.arch)
+    if known is None:
+        return None
+    clocks = known.clock * workers(target)
+    units = ("matrix", "alu", "special", "shuffle")
+    return Rates(
+        bytes={
+            "memory": memory_of(target.device, known),
+            "l2": known.l2 * clocks,
+            "l3": known.l2 * clocks,
+            "l1": known.l1 * clocks,
+        },
+        operations={unit: getattr(known, unit) * clocks for unit in units},
+        launch=LAUNCH,
     )
 
 

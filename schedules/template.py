@@ -37,13 +37,27 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class BlockUse:
+    """What the longest kernel of a GPU candidate takes of the device.
+
+    ``blocks`` of its grid, and of each: ``threads``, ``registers`` of a thread (an estimate),
+    ``shared``: bytes of shared memory.
+    """
+
+    blocks: float
+    threads: int
+    registers: int
+    shared: int
+
+
+@dataclass(frozen=True)
 class Counts:
     """What a candidate does, from its schedule alone; features are made of these.
 
     ``bytes`` moved per memory level (``memory``, ``l3``, ``l2``, ``l1``), ``operations`` per unit
     (``dot``, ``shuffle``, ``alu``, ``tile``: instructions), ``tiles`` by name, ``parallelism``:
     independent tasks, ``registers``: vector registers alive in the inner loop, ``code``: unrolled
-    instructions of the inner loop.
+    instructions of the inner loop; ``block``: of a GPU, what decides how many blocks run at once.
     """
 
     bytes: dict[str, float]
@@ -52,6 +66,7 @@ class Counts:
     parallelism: float = 1.0
     registers: float = 0.0
     code: float = 0.0
+    block: BlockUse | None = None
 
 
 class Template(ABC):

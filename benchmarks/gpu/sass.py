@@ -19,7 +19,7 @@ from benchmarks.gpu.cases import cases
 
 from wattune.compiler.cli.output import print_table
 from wattune.compiler.cuda.device_code import device_compiler
-from wattune.compiler.cuda.occupancy import WARP, multiprocessor
+from wattune.schedules.cuda.occupancy import WARP, multiprocessor
 from wattune.compiler.cuda.program import compile_facts
 from wattune.compiler.cuda.rules import kernels_of, refusal
 from wattune.compiler.cuda.sass import INSTRUCTIONS, TOTAL, disassembler, tool_version

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.cost_models.made_up import World
 
-from wattune.cost_models.features import FEATURES, features
+from wattune.cost_models.features import FEATURES, _occupancy_features, features
 from wattune.cost_models.matrix import Columns, FeatureMatrix
 from wattune.cost_models.prior import (
     Rates,
@@ -17,11 +17,11 @@ from wattune.cost_models.prior import (
     measured_rates,
     roofline,
 )
-from wattune.ops import TernaryGemm
+from wattune.ops import DecodeAttention, TernaryGemm
 from wattune.schedules.candidate import Candidate, Schedule
 from wattune.schedules.space import Values
 from wattune.schedules.target import Target
-from wattune.schedules.template import Counts
+from wattune.schedules.template import BlockUse, Counts, default_candidate
 
 RATES = Rates(
     bytes={"memory": 1e9, "l3": 4e9, "l2": 8e9, "l1": 16e9},
@@ -150,3 +150,74 @@ def test_candidates_of_the_past_are_not_usable(candidate: Candidate) -> None:
     ):
         assert not matrix.usable(dataclasses.replace(candidate, schedule=changed))
     assert not matrix.usable(dataclasses.replace(candidate, target=cuda))
+
+
+HOPPER = Target.parse("cuda:sm_90a")
+FACTS = {
+    "small.threads": 128.0,
+    "small.sass.instructions": 60.0,
+    "main.threads": 128.0,
+    "main.registers": 127.0,
+    "main.shared": 1.0,
+    "main.dynamic_shared": 65534.0,
+    "main.blocks_per_sm": 3.0,
+    "main.sass.instructions": 1000.0,
+    "main.sass.HMMA": 63.0,
+}
+
+
+def test_occupancy_by_hand() -> None:
+    """3 blocks by registers; 2.5 waves, the last one half full."""
+    block = BlockUse(blocks=2.5 * 3 * 132, threads=128, registers=168, shared=1024)
+    assert _occupancy_features(block, HOPPER) == pytest.approx(
+        {
+            "occupancy/blocks": math.log2(3),
+            "occupancy/warps": math.log2(12 / 64),
+            "occupancy/waves": math.log2(2.5),
+            "occupancy/last": -1.0,
+        }
+    )
+    whole = dataclasses.replace(block, blocks=3 * 132)
+    assert _occupancy_features(whole, HOPPER)["occupancy/last"] == 0.0
+    assert _occupancy_features(block, dataclasses.replace(HOPPER, arch="sm_123")) == {}
+
+
+def test_facts_of_a_build_are_features_where_they_are_given() -> None:
+    candidate = default_candidate(DecodeAttention(16, 32768, 64, 8, 128), HOPPER)
+    without, found = features(candidate), features(candidate, facts=FACTS)
+    assert without == {n: v for n, v in found.items() if not n.startswith("facts.")}
+    assert "occupancy/waves" in without
+    expected = {
+        "facts.registers": 7.0,
+        "facts.shared": 16.0,
+        "facts.spills": 0.0,
+        "facts.local_share": 0.0,
+        "facts.blocks_per_sm": 2.0,
+        "facts.sass.HMMA": 6.0,
+        "facts.sass.instructions": math.log2(1001),
+    }
+    assert {n: v for n, v in found.items() if n.startswith("facts.")} == pytest.approx(expected)
+    assert features(candidate, facts={"compile_seconds": 2.0}) == without
+
+
+def test_public_rates_of_gpus() -> None:
+    """Those of the data sheets, for the device that a target names."""
+    rates = default_rates(HOPPER)
+    assert rates.bytes["memory"] == 4.8e12
+    assert rates.bytes["l1"] > rates.bytes["l2"] > rates.bytes["memory"]
+    h100 = dataclasses.replace(HOPPER, device="NVIDIA H100 80GB HBM3")
+    assert default_rates(h100).bytes["memory"] == 3.35e12
+    a100 = default_rates(Target.parse("cuda:sm_80"))
+    # 312 Tflop/s, 4096 a product.
+    assert a100.operations["matrix"] * 4096 == pytest.approx(312e12, rel=0.01)
+    assert a100.operations["alu"] / a100.operations["special"] == 4
+    unknown = default_rates(dataclasses.replace(HOPPER, arch="sm_123"))
+    assert set(unknown.bytes) == set(rates.bytes)
+
+
+def test_dense_decode_is_bound_by_memory() -> None:
+    """At a group of 8, as every measurement of such kernels finds."""
+    for arch in ("sm_80", "sm_89", "sm_90a"):
+        target = Target.parse(f"cuda:{arch}")
+        candidate = default_candidate(DecodeAttention(16, 32768, 64, 8, 128), target)
+        assert features(candidate).get("prior.bound=memory") == 1.0, arch

@@ -7,10 +7,10 @@ from typing import Any
 from wattune.ops import operator
 from wattune.schedules.cuda.attention.plan import CHUNK, KEYS, ROWS, Plan
 from wattune.schedules.cuda.base import WARP
-from wattune.schedules.template import Counts
+from wattune.schedules.template import BlockUse, Counts
 
-# Instructions of 4 scores of a lane: mask, scale, maximum, exponential, sum, rounding.
-_SOFTMAX = 36
+# Instructions of 4 scores of a lane: mask, scale, maximum, sum, rounding; beside them exponentials.
+_SOFTMAX, _EXPONENTIALS = 32, 4
 # Shuffles and transposes of 16 keys and 8 rows.
 _SHUFFLES = 8
 
@@ -44,6 +44,7 @@ def counts(plan: Plan, registers: int, room: int) -> Counts:
             "matrix": float(warps * parts * steps),
             "shuffle": float(warps * parts * _SHUFFLES),
             "alu": float(warps * alu + loads * 4 * copies),
+            "special": float(warps * parts * _EXPONENTIALS),
         },
         tiles={
             "keys": plan.block_keys,
@@ -58,4 +59,5 @@ def counts(plan: Plan, registers: int, room: int) -> Counts:
         parallelism=float(blocks * splits) / room,
         registers=float(registers),
         code=float(parts * steps),
+        block=BlockUse(float(blocks * splits), plan.threads, registers, plan.shared.bytes),
     )
