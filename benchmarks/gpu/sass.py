@@ -19,7 +19,6 @@ from benchmarks.gpu.cases import cases
 
 from wattune.compiler.cli.output import print_table
 from wattune.compiler.cuda.device_code import device_compiler
-from wattune.schedules.cuda.occupancy import WARP, multiprocessor
 from wattune.compiler.cuda.program import compile_facts
 from wattune.compiler.cuda.rules import kernels_of, refusal
 from wattune.compiler.cuda.sass import INSTRUCTIONS, TOTAL, disassembler, tool_version
@@ -41,6 +40,7 @@ from wattune.ops import (
     SelectBlocks,
     SelectUnion,
 )
+from wattune.schedules.cuda.occupancy import WARP, multiprocessor
 from wattune.schedules.host import toolchain
 from wattune.schedules.target import Target
 from wattune.schedules.template import default_candidate, template_of

@@ -11,10 +11,10 @@ from pathlib import Path
 from wattune.compiler.cc import cached
 from wattune.compiler.cuda import device_code
 from wattune.compiler.cuda.image import LIBRARY, image_object
-from wattune.schedules.cuda.occupancy import blocks_per_sm
 from wattune.compiler.cuda.sass import mix_facts
 from wattune.compiler.cuda.source import device_source, parameter_orders
 from wattune.errors import BuildError
+from wattune.schedules.cuda.occupancy import blocks_per_sm
 from wattune.schedules.cuda.program import GpuProgram
 from wattune.schedules.target import Target
 

@@ -17,12 +17,12 @@ from wattune.compiler.cuda import device_code, nvcc, nvrtc, sass, toolkit
 from wattune.compiler.cuda.device_code import compile_image, device_compiler, usage_of
 from wattune.compiler.cuda.nvcc import Nvcc
 from wattune.compiler.cuda.nvrtc import Nvrtc
-from wattune.schedules.cuda.occupancy import blocks_per_sm
 from wattune.compiler.cuda.program import build_gpu
 from wattune.compiler.cuda.rules import refusal
 from wattune.compiler.tvm_setup import prepare_tvm
 from wattune.errors import BuildError, MissingDependencyError
 from wattune.ops import KVCacheAppend, TernaryGemm
+from wattune.schedules.cuda.occupancy import blocks_per_sm
 from wattune.schedules.cuda.program import GpuProgram
 from wattune.schedules.template import default_candidate
 
