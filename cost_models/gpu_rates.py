@@ -17,9 +17,9 @@ from dataclasses import dataclass
 class GpuRates:
     """Rates of one architecture's best-known device.
 
-    ``clock`` in Hz, ``memory`` in bytes a second of the device; the rest an SM and clock: bytes from
-    ``l2`` and of shared memory (``l1``), and a warp's instructions: ``matrix`` (mma.m16n8k16 of
-    16-bit floats), ``alu`` (FP32), ``special`` (ex2), ``shuffle``.
+    ``clock`` in Hz, ``memory`` in bytes a second of the device; the rest of an SM in a clock: bytes
+    from ``l2`` and of shared memory (``l1``), and a warp's instructions: ``matrix`` (mma.m16n8k16
+    of 16-bit floats), ``alu`` (FP32), ``special`` (ex2), ``shuffle``.
     """
 
     clock: float
