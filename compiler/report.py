@@ -8,6 +8,7 @@ from typing import Any
 
 from wattune.compiler import objective, report_charts
 from wattune.compiler.report_data import PREDICTED, ProblemReport, Report
+from wattune.compiler.search.energy_policy import Decision
 from wattune.errors import MissingDependencyError
 
 TEMPLATE = "report.html.j2"
@@ -31,6 +32,7 @@ def render(report: Report) -> str:
         curves=report_charts.curves({str(p.problem): p.speeds for p in report.problems}),
         predictions=_predictions(report),
         front=_front(report),
+        energy={str(p): [_decision(one) for one in rounds] for p, rounds in report.energy.items()},
     )
 
 
@@ -49,6 +51,26 @@ def _row(part: ProblemReport) -> dict[str, Any]:
         "template": schedule.template,
         "knobs": ", ".join(f"{name} {value}" for name, value in schedule.knobs),
     }
+
+
+def _decision(one: Decision) -> dict[str, str]:
+    """Return the texts of one line of the table of energies."""
+    return {
+        "considered": str(one.considered),
+        "measured": str(one.measured),
+        "random": str(one.random),
+        "fraction": f"{one.fraction:.3g}",
+        "drift": _number(one.drift, ".3f"),
+        "snr": _number(one.snr_db, ".1f"),
+        "ceiling": _number(one.ceiling_db, ".1f"),
+        "skill": _number(one.skill, ".2f"),
+        "following": f"{one.following:.3g}",
+        "reason": one.reason,
+    }
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _failures(report: Report) -> list[dict[str, Any]]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from wattune.compiler.database import Database
 from wattune.compiler.measure.confirm import SESSION
 from wattune.compiler.models.step import tokens_of
 from wattune.compiler.objective import parse_objective
+from wattune.compiler.search.energy_policy import Decision
+from wattune.compiler.search.energy_stage import decisions_of, energy_state
 from wattune.compiler.search.groups import weights_of
-from wattune.compiler.search.standings import eligible
+from wattune.compiler.search.standings import eligible, one_a_trial
 from wattune.compiler.select import select_from
 from wattune.compiler.step_time import Calls, ms_per_token
 from wattune.errors import DatabaseError
@@ -88,7 +91,7 @@ class ProblemReport:
     @property
     def speeds(self) -> list[float]:
         """Return the best speed after each trial, over the default schedule's."""
-        trials = [record for record in self.records if SESSION not in record.facts]
+        trials = one_a_trial(self.records)
         first = self._first_of(trials).latency
         best, found = float("inf"), []
         for record in trials:
@@ -167,7 +170,10 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the page shows; ``buckets`` is empty where no model was named."""
+    """Everything the page shows; ``buckets`` is empty where no model was named.
+
+    ``energy``: what was decided, round by round, about which energies to measure.
+    """
 
     target: Target
     fingerprint: str
@@ -175,6 +181,7 @@ class Report:
     problems: tuple[ProblemReport, ...]
     unmeasured: tuple[Problem, ...] = ()
     buckets: tuple[Bucket, ...] = ()
+    energy: Mapping[Problem, Sequence[Decision]] = field(default_factory=dict)
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M"))
 
     @property
@@ -217,6 +224,10 @@ class Report:
             "unmeasured": [problem.to_json() for problem in self.unmeasured],
             "failures": {kind: len(found) for kind, found in self.failures.items()},
             "energy_sources": self.energy_sources,
+            "energy_decisions": [
+                {"problem": problem.to_json(), "rounds": [one.to_json() for one in rounds]}
+                for problem, rounds in self.energy.items()
+            ],
         }
 
 
@@ -260,6 +271,16 @@ def collect(
         unmeasured=tuple(p for p in chosen if p not in measured),
         buckets=_buckets(parts) if shares and parts else (),
     )
+
+
+def with_decisions(report: Report, database: Database) -> Report:
+    """Return the report with the decisions about energy that its tunes left in the database."""
+    found: dict[Problem, Sequence[Decision]] = {}
+    for part in report.problems:
+        name = energy_state(report.fingerprint, report.mode, part.problem, report.target)
+        if (state := database.get_state(name)) is not None:
+            found[part.problem] = decisions_of(state)
+    return replace(report, energy=found)
 
 
 def _selected(

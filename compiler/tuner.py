@@ -65,9 +65,7 @@ def tune(
     budget = Budget(trials, None if minutes is None else 60 * minutes)
     with ExitStack() as stack:
         # Before the database: a tune that cannot run here leaves no empty file behind.
-        used = runner or stack.enter_context(
-            LocalRunner(target, mode, seed=seed, energy=wanted.needs_energy)
-        )
+        used = runner or stack.enter_context(LocalRunner(target, mode, seed=seed))
         records = stack.enter_context(_opened(database))
         settings = Settings(strategy, wanted, mode, fingerprint(target), seed)
         own = used if isinstance(used, LocalRunner) and runner is None else None

@@ -26,7 +26,7 @@ def interleaved(
             known = records[result.candidate]
             if not known or known[-1].valid:
                 known.append(measure(result, turn == 0))
-    return {candidate: _merged(known) for candidate, known in records.items()}
+    return {candidate: merged(known) for candidate, known in records.items()}
 
 
 def marked(record: Record, session: float) -> Record:
@@ -39,16 +39,16 @@ def is_confirmation(record: Record) -> bool:
     return SESSION in record.facts
 
 
-def _merged(records: Sequence[Record]) -> Record:
+def merged(records: Sequence[Record]) -> Record:
     """Join the rounds of one candidate: all runs, the mean energy; a failure stands alone."""
-    last = records[-1]
+    failed = next((record for record in records if not record.valid), None)
+    if failed is not None:
+        return failed
     measured = [record.measurement for record in records if record.measurement is not None]
-    if last.measurement is None:
-        return last
     joules = [m.joules for m in measured if m.joules is not None]
     measurement = Measurement(
         tuple(second for m in measured for second in m.seconds),
         sum(joules) / len(joules) if joules else None,
-        last.measurement.energy_source,
+        measured[-1].energy_source,
     )
-    return dataclasses.replace(last, measurement=measurement)
+    return dataclasses.replace(records[-1], measurement=measurement)

@@ -24,7 +24,7 @@ class Meter(Protocol):
 
 
 class Rapl:
-    """The energy of all CPU packages, from the kernel's powercap files."""
+    """The energy of all CPU packages and their memory, from the kernel's powercap files."""
 
     source = "rapl"
 
@@ -50,13 +50,17 @@ class Rapl:
         """Nothing is held."""
 
 
+def _counts(zone: Path) -> bool:
+    name = (zone / "name").read_text().strip()
+    return name == "dram" or (zone.name.count(":") == 1 and name.startswith("package"))
+
+
 def _rapl(root: Path) -> Rapl | None:
-    """Open RAPL where packages are listed and may be read (often root only)."""
-    zones = [
-        zone
-        for zone in sorted(root.glob("intel-rapl:*"))
-        if zone.name.count(":") == 1 and (zone / "name").read_text().startswith("package")
-    ]
+    """Open RAPL where packages are listed and may be read (often root only).
+
+    A package's zone holds those of its cores, which would count twice; memory's is beside it.
+    """
+    zones = [zone for zone in sorted(root.glob("intel-rapl:*")) if _counts(zone)]
     try:
         return Rapl(zones) if zones else None
     except OSError:

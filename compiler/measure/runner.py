@@ -30,7 +30,11 @@ BUILT_AHEAD = 4
 
 
 class Runner(Protocol):
-    """Measures candidates; records may come in any order, one for each candidate."""
+    """Measures candidates; records may come in any order, one for each candidate.
+
+    A runner on which energy takes extra time has a method ``energy`` like `run`, whose records have
+    joules; on others they come with the latency or not at all. ``interleaved`` is optional too.
+    """
 
     def run(self, candidates: Sequence[Candidate]) -> Iterator[Record]:
         """Yield the record of each candidate as it arrives."""
@@ -44,8 +48,7 @@ class LocalRunner(Runner):
 
     ``mode`` is ``cold`` (packed arguments come from memory, as in decoding) or ``hot``. Where the
     target leaves cores free, they build ahead during measurements; else the two alternate.
-    ``template_modules`` are registered here and in the build workers. ``energy``: measure it on
-    GPUs too, which takes some ten seconds a candidate; on CPUs it is always measured.
+    ``template_modules`` are registered here and in the build workers.
     """
 
     def __init__(
@@ -57,7 +60,6 @@ class LocalRunner(Runner):
         run_timeout: float = 30,
         seed: int = 0,
         template_modules: Sequence[str] = (),
-        energy: bool = False,
     ) -> None:
         """Prepare the processes; they start with the first candidate."""
         check(target, mode)
@@ -81,7 +83,6 @@ class LocalRunner(Runner):
             template_modules,
             target.kind,
         )
-        self._energy = energy
         self._supervisor = supervisor_of(
             target, mode, measuring, seed, toolchain(), run_timeout, self._pool
         )
@@ -116,20 +117,30 @@ class LocalRunner(Runner):
 
     def run(self, candidates: Sequence[Candidate]) -> Iterator[Record]:
         """Yield the record of each candidate; nothing is being timed while the caller has one."""
+        return self._run(candidates, energy=False)
+
+    def energy(self, candidates: Sequence[Candidate]) -> Iterator[Record]:
+        """Yield records with energy, which takes some ten seconds a candidate on GPUs."""
+        return self._run(candidates, energy=True)
+
+    def _run(self, candidates: Sequence[Candidate], energy: bool) -> Iterator[Record]:
         for result in self._built(candidates):
-            record = self._supervisor.measure(result, energy=self._energy)
+            record = self._supervisor.measure(result, energy=energy)
             self._delete(result)
             yield record
 
-    def interleaved(self, candidates: Sequence[Candidate], rounds: int = 5) -> list[Record]:
+    def interleaved(
+        self, candidates: Sequence[Candidate], rounds: int = 5, energy: bool = False
+    ) -> list[Record]:
         """Measure finalists in turn, several rounds, so that drift hits all of them alike.
 
         Returns one record per candidate, in the order given; its runs are those of all rounds.
+        ``energy``: measure it too where that takes extra time.
         """
         distinct = list(dict.fromkeys(candidates))
         built = list(self._built(distinct, ahead=False))
         found = interleaved(
-            lambda result, verify: self._supervisor.measure(result, verify, self._energy),
+            lambda result, verify: self._supervisor.measure(result, verify, energy),
             built,
             rounds,
         )

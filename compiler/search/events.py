@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from wattune.compiler.search.energy_policy import Decision
 from wattune.ops import Problem
 from wattune.schedules.candidate import Record
 
@@ -44,7 +45,15 @@ class BestImproved:
     previous: Record | None
 
 
-Event: TypeAlias = PhaseStarted | RoundStarted | RecordArrived | BestImproved
+@dataclass(frozen=True)
+class EnergyDecided:
+    """A round has measured some energies; ``decision`` says which share, and what it taught."""
+
+    problem: Problem
+    decision: Decision
+
+
+Event: TypeAlias = PhaseStarted | RoundStarted | RecordArrived | BestImproved | EnergyDecided
 
 
 class Progress(Protocol):

@@ -28,7 +28,7 @@ from wattune.compiler.search.plain_evolutionary import (
     speed_share,
 )
 from wattune.cost_models.base import CostModel, Prediction
-from wattune.schedules.candidate import Candidate, Schedule
+from wattune.schedules.candidate import Candidate, Record, Schedule
 
 Floats = NDArray[np.float64]
 
@@ -104,6 +104,17 @@ class Evolutionary(PlainEvolutionary):
             for data in state.get("carried", ())
         )
         self._carried = [candidate for candidate in found if task.contains(candidate)]
+
+    def joules(self, records: Sequence[Record]) -> Floats:
+        """Return measured energies, and predicted ones where only the latency was measured."""
+        found = super().joules(records)
+        missing = [at for at, record in enumerate(records) if np.isnan(found[at])]
+        if missing and self.model is not None and np.isfinite(found).any():
+            prediction = self.model.predict([records[at].candidate for at in missing])
+            if prediction.energy is not None:
+                latency = np.array([records[at].latency for at in missing])
+                found[missing] = latency * prediction.energy / prediction.latency
+        return found
 
     def _evolve(self, model: CostModel, rng: np.random.Generator) -> Pool:
         """Return the predicted candidates of all generations."""

@@ -8,9 +8,8 @@ alternately. What wins here is selected, and since the default takes part, nothi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from wattune.compiler.measure.confirm import is_confirmation, marked
+from wattune.compiler.measure.confirm import is_confirmation, marked, merged
 from wattune.compiler.measure.runner import Runner
 from wattune.compiler.search.groups import groups_of
 from wattune.compiler.search.session import Session
@@ -47,7 +46,8 @@ def confirm(session: Session, phase: Phase, layouts: Mapping[Problem, Sequence[L
         most = int(max(1, min(FINALISTS, fit)))
         finalists = choose_finalists(session, task, most, layouts.get(task.problem, ()))
         if len(finalists) > 1:
-            records = interleaved(session.runner, finalists)
+            energy = session.settings.objective.needs_energy
+            records = interleaved(session.runner, finalists, energy)
             # Named after its end, by the clock of the records: what is newer was not part of it.
             name = max(record.provenance.created for record in records)
             for record in records:
@@ -72,27 +72,17 @@ def choose_finalists(
     return list(dict.fromkeys([*defaults, *best, *inside]))
 
 
-def interleaved(runner: Runner, candidates: Sequence[Candidate]) -> list[Record]:
+def interleaved(runner: Runner, candidates: Sequence[Candidate], energy: bool) -> list[Record]:
     """Measure candidates in turn: by the runner's own way to do it, or by repeated runs."""
     if own := getattr(runner, "interleaved", None):
-        records: list[Record] = own(candidates, rounds=ROUNDS)
+        records: list[Record] = own(candidates, rounds=ROUNDS, energy=energy)
         return records
+    run = getattr(runner, "energy", runner.run) if energy else runner.run
     found: dict[Candidate, list[Record]] = {candidate: [] for candidate in candidates}
     for turn in range(ROUNDS):
-        for record in runner.run(candidates if turn % 2 == 0 else candidates[::-1]):
+        for record in run(candidates if turn % 2 == 0 else candidates[::-1]):
             found[record.candidate].append(record)
-    return [_merged(records) for records in found.values()]
-
-
-def _merged(records: Sequence[Record]) -> Record:
-    """Return one record with all runs, or the first failure."""
-    measurements = []
-    for record in records:
-        if record.measurement is None:
-            return record
-        measurements.append(record.measurement)
-    runs = tuple(seconds for one in measurements for seconds in one.seconds)
-    return replace(records[-1], measurement=replace(measurements[-1], seconds=runs))
+    return [merged(records) for records in found.values()]
 
 
 def _first(ranked: Sequence[Standing], layout: Layout) -> Standing | None:

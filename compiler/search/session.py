@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,8 +15,10 @@ from wattune.compiler.database import Database
 from wattune.compiler.measure.runner import Runner
 from wattune.compiler.objective import Objective, choose
 from wattune.compiler.report_data import PREDICTED
+from wattune.compiler.search.energy_stage import PREDICTED_WATTS, EnergyStage, energy_state
 from wattune.compiler.search.events import (
     BestImproved,
+    EnergyDecided,
     PhaseStarted,
     Progress,
     RecordArrived,
@@ -64,7 +66,8 @@ class Session:
     measured: int = 0
     measuring_seconds: float = 0.0
     _strategies: dict[Task, Strategy] = field(default_factory=dict)
-    _best: dict[Problem, Record] = field(default_factory=dict)
+    _stages: dict[Problem, EnergyStage] = field(default_factory=dict)
+    _best: dict[Problem, Record | None] = field(default_factory=dict)
 
     def resume(self) -> None:
         """Take over what the database knows: records, model, and by them the trials used."""
@@ -75,11 +78,7 @@ class Session:
             )
             mine = [record for record in known if eligible(record)]
             self.history[task.problem] = mine
-            # Records of a time without a meter are no rivals where energy counts.
-            blind = self.settings.objective.needs_energy
-            rivals = [r for r in mine if not blind or r.joules is not None]
-            if (best := choose(rivals, self.settings.objective)) is not None:
-                self._best[task.problem] = best
+            self._best[task.problem] = self._best_of(task.problem)
             self.resumed[task.problem] = self.trials(task.problem)
         self.budget.used = sum(self.resumed.values())
 
@@ -149,6 +148,8 @@ class Session:
             ]
             if doubtful and not phase.late(self.budget):
                 self._collect(phase, doubtful, expected, records)
+            if self.settings.objective.needs_energy and not phase.late(self.budget):
+                self._measure_energy(phase, task.problem, records)
         finally:
             self._learn(task, records)
         return records
@@ -159,13 +160,18 @@ class Session:
         batch: Sequence[Candidate],
         expected: Mapping[Candidate, float],
         records: list[Record],
+        fact: str = PREDICTED,
+        run: Callable[[Sequence[Candidate]], Iterator[Record]] | None = None,
     ) -> None:
-        """Commit the records of a batch as they arrive, and add them to ``records``."""
+        """Commit the records of a batch as they arrive, and add them to ``records``.
+
+        What was expected of each is kept as its ``fact``; ``run`` measures, by default latency.
+        """
         started = time.monotonic()
-        stream = self.runner.run(batch)
+        stream = (run or self.runner.run)(batch)
         try:
             for arrived in stream:
-                record = _with_prediction(arrived, expected.get(arrived.candidate))
+                record = _with_fact(arrived, fact, expected.get(arrived.candidate))
                 self._count(phase, record)
                 records.append(record)
                 if phase.late(self.budget):
@@ -175,6 +181,43 @@ class Session:
             if close := getattr(stream, "close", None):
                 close()
             self.measuring_seconds += time.monotonic() - started
+
+    def _measure_energy(self, phase: Phase, problem: Problem, records: list[Record]) -> None:
+        """Measure the energy of some of what is near the best latency, where it takes extra time.
+
+        Runners whose energies come with the latencies have no ``energy`` of their own.
+        """
+        run = getattr(self.runner, "energy", None)
+        if run is None:
+            return
+        stage = self._stage(problem)
+        choice = stage.choose(self.history[problem], self.model)
+        if not choice.candidates:
+            return
+        self.progress(RoundStarted(phase.name, problem, len(choice.candidates)))
+        measured: list[Record] = []
+        try:
+            self._collect(phase, choice.candidates, choice.watts, measured, PREDICTED_WATTS, run)
+        finally:
+            records += measured
+        decision = stage.told(choice, measured)
+        self.database.set_state(self._energy_name(problem), stage.to_state())
+        self.progress(EnergyDecided(problem, decision))
+
+    def _stage(self, problem: Problem) -> EnergyStage:
+        """Return a problem's energy stage, as an earlier tune left it."""
+        found = self._stages.get(problem)
+        if found is None:
+            found = EnergyStage(self.settings.objective, self.settings.seed)
+            state = self.database.get_state(self._energy_name(problem))
+            if state is not None:
+                found.from_state(state)
+            self._stages[problem] = found
+        return found
+
+    def _energy_name(self, problem: Problem) -> str:
+        wanted, target = self.settings, self.tasks[0].target
+        return energy_state(wanted.fingerprint, wanted.mode, problem, target)
 
     def keep(self, record: Record) -> None:
         """Commit a record, then remember it."""
@@ -197,14 +240,17 @@ class Session:
             self.measured += 1
         self.keep(record)
         previous = self._best.get(problem)
-        rivals = [record] if previous is None else [previous, record]
-        best = choose(rivals, self.settings.objective)
-        if best is not None:
-            self._best[problem] = best
+        best = self._best[problem] = self._best_of(problem)
         total = self.budget.trials
         self.progress(RecordArrived(phase.name, record, self.budget.used, total, best))
         if best is record:
             self.progress(BestImproved(record, previous))
+
+    def _best_of(self, problem: Problem) -> Record | None:
+        """Return the best record of a problem; where energy counts, one with energy."""
+        known, objective = self.history[problem], self.settings.objective
+        blind = objective.needs_energy and all(record.joules is None for record in known)
+        return None if blind else choose(known, objective)
 
     def _predictions(self, batch: Sequence[Candidate]) -> Mapping[Candidate, float]:
         """Return what is expected before the measurements, in seconds; by physics if no model."""
@@ -231,7 +277,7 @@ class Session:
         return "/".join(parts)
 
 
-def _with_prediction(record: Record, seconds: float | None) -> Record:
-    if seconds is None:
+def _with_fact(record: Record, name: str, value: float | None) -> Record:
+    if value is None:
         return record
-    return replace(record, facts={**record.facts, PREDICTED: seconds})
+    return replace(record, facts={**record.facts, name: value})

@@ -7,7 +7,8 @@ compared only where nothing better is there. So:
 
 * a candidate whose newest record is a failure is out;
 * a candidate's figures are those of its newest confirmation, or else those of its fastest record:
-  what disturbs a measurement makes it longer, hardly ever shorter;
+  what disturbs a measurement makes it longer, hardly ever shorter; an energy that this one lacks is
+  that of the newest record which has one;
 * within a layout only candidates of the problem's newest session count, if it has any there.
 """
 
@@ -76,11 +77,13 @@ def standings(records: Sequence[Record]) -> list[Standing]:
 def _standing(records: Sequence[Record]) -> Standing:
     confirmed = [r for r in records if r.valid and is_confirmation(r)]
     record = confirmed[-1] if confirmed else fastest(records)
+    # Energy may have been measured after latency, in a record of its own.
+    energies = [r.joules for r in records if r.joules is not None]
     return Standing(
         record.candidate,
         layout_of(record.candidate),
         record.latency,
-        record.joules,
+        energies[-1] if record.joules is None and energies else record.joules,
         record.facts.get(SESSION, 0.0),
         record,
     )

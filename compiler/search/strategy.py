@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from wattune.compiler.objective import LATENCY, Objective, joules_of
+from wattune.compiler.objective import LATENCY, Floats, Objective, joules_of
 from wattune.compiler.search.task import Task
 from wattune.cost_models.base import CostModel
 from wattune.errors import UnknownNameError
@@ -74,8 +74,7 @@ class Strategy(ABC):
             schedule = record.candidate.schedule
             if self.task.contains(record.candidate):
                 known = self.records.get(schedule)
-                # Measured again, the faster figure is the less disturbed one.
-                if known is None or record.latency < known.latency:
+                if known is None or _tells_more(record, known):
                     self.records[schedule] = record
                 self._pending.discard(schedule)
 
@@ -103,8 +102,15 @@ class Strategy(ABC):
         if not known:
             return []
         latency = np.array([record.latency for record in known])
-        scores = self.objective.scores(latency, joules_of(known))
+        joules = self.joules(known)
+        # Until an energy is known, latency is the best guide to it.
+        objective = self.objective if np.isfinite(joules).any() else LATENCY
+        scores = objective.scores(latency, joules)
         return [known[at].candidate for at in np.argsort(scores, kind="stable")]
+
+    def joules(self, records: Sequence[Record]) -> Floats:
+        """Return the energies by which records are ranked, NaN where nothing is known."""
+        return joules_of(records)
 
     def samples(
         self,
@@ -136,6 +142,16 @@ class Strategy(ABC):
         """Return a generator that depends on the seed, the task and what is known by now."""
         salt = zlib.crc32(f"{self.task.problem.key}{self.task.layout}".encode())
         return np.random.default_rng([self.seed, salt, len(self.records) + len(self._pending)])
+
+
+def _tells_more(record: Record, known: Record) -> bool:
+    """Say whether a second record of a candidate is the better one to keep.
+
+    One with energy is; else the faster one, which is the less disturbed.
+    """
+    if (record.joules is None) != (known.joules is None):
+        return record.joules is not None
+    return record.latency < known.latency
 
 
 def strategy_names() -> tuple[str, ...]:

@@ -222,10 +222,11 @@ def rapl_zone(root: Path, name: str, label: str, energy: int) -> Path:
     return zone
 
 
-def test_rapl_adds_packages_and_survives_a_wrap(tmp_path: Path) -> None:
+def test_rapl_adds_packages_and_memory_and_survives_a_wrap(tmp_path: Path) -> None:
     first = rapl_zone(tmp_path, "intel-rapl:0", "package-0", 900_000)
     second = rapl_zone(tmp_path, "intel-rapl:1", "package-1", 5)
     core = rapl_zone(tmp_path, "intel-rapl:0:0", "core", 5)
+    memory = rapl_zone(tmp_path, "intel-rapl:0:1", "dram", 5)
     meter = open_meter("cpu", tmp_path)
     assert meter is not None
     assert meter.source == "rapl"
@@ -233,7 +234,8 @@ def test_rapl_adds_packages_and_survives_a_wrap(tmp_path: Path) -> None:
     (first / "energy_uj").write_text("100000\n")
     (second / "energy_uj").write_text("50005\n")
     (core / "energy_uj").write_text("999999\n")
-    assert meter.joules() - before == pytest.approx(0.25)
+    (memory / "energy_uj").write_text("30005\n")
+    assert meter.joules() - before == pytest.approx(0.28)
 
 
 def test_without_a_counter_there_is_no_meter(tmp_path: Path) -> None:

@@ -302,7 +302,9 @@ class Lucky(FakeRunner):
             luck = 1 / 3 if record.candidate.schedule.values["unroll"] == 8 else 1.0
             yield replace(record, measurement=Measurement((record.latency * luck,)))
 
-    def interleaved(self, candidates: Sequence[Candidate], rounds: int = 5) -> list[Record]:
+    def interleaved(
+        self, candidates: Sequence[Candidate], rounds: int = 5, energy: bool = False
+    ) -> list[Record]:
         self.interleavings.append(list(candidates))
         return [self.record(candidate) for candidate in candidates]
 
