@@ -29,7 +29,7 @@ OBJECTIVE = parse_objective("energy@10%")
 def watts(candidate: Candidate) -> float:
     """Return a power that depends on one knob of each kind."""
     v = candidate.schedule.values
-    return 100.0 * 1.05 ** float(int(v["unroll"])) * (1.2 if v["order"] == "row" else 1.0)
+    return float(100.0 * 1.05 ** int(v["unroll"]) * (1.2 if v["order"] == "row" else 1.0))
 
 
 @dataclass
@@ -172,9 +172,11 @@ def test_the_stage_goes_on_from_its_state() -> None:
 
 def test_a_tune_measures_few_energies_and_finds_the_least(tmp_path: Path) -> None:
     path, runner, events = tmp_path / "tuned.sqlite", MeteredApart(), list[Event]()
-    report = tune(
-        [SMALL], TARGET, path, 120, objective="energy@10%", runner=runner, progress=events.append
-    )
+
+    def keep(event: Event) -> None:
+        events.append(event)
+
+    report = tune([SMALL], TARGET, path, 120, objective="energy@10%", runner=runner, progress=keep)
     decided = [event for event in events if isinstance(event, EnergyDecided)]
     assert decided and len(set(runner.metered)) < 0.4 * len(set(runner.asked))
     everything = list(Task(SMALL, TARGET).enumerate())
