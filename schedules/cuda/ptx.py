@@ -37,6 +37,18 @@ def put(buffer: Buffer, at: Expr, value: Expr) -> None:
     T.buffer_store(buffer, value, [at])
 
 
+def hold(value: Expr) -> Expr:
+    """Return an int32 computed here and kept in a register.
+
+    TVM's simplifier puts values bound by `T.bind` in place of their variables and looks into them
+    at each use: numbers made of such numbers again and again take it minutes. It does not look
+    into registers.
+    """
+    register = registers(1, "int32")
+    put(register, 0, value)
+    return T.bind(register[0])
+
+
 def load_wide(into: Buffer, first: int, buffer: Buffer, at: Expr, count: int) -> None:
     """Load 2 or 4 elements from ``at`` on in one access, aligned to its size."""
     T.buffer_store(into, buffer.vload([at], f"{buffer.dtype}x{count}"), [T.ramp(first, 1, count)])

@@ -87,14 +87,14 @@ class Attend:
 
     def _share(self, split: Expr, chunks: Expr, total: Expr) -> tuple[Expr, Expr]:
         """Return which places are the split's: equal shares."""
-        total = T.bind(total)
+        total = ptx.hold(total)
         if self.plan.splits == 1:
             return T.int32(0), total
-        share = T.bind(T.truncdiv(total + chunks - 1, chunks))
-        begin = T.bind(T.min(split * share, total))
-        return begin, T.bind(T.min(begin + share, total))
+        share = ptx.hold(T.truncdiv(total + chunks - 1, chunks))
+        begin = ptx.hold(T.min(split * share, total))
+        return begin, ptx.hold(T.min(begin + share, total))
 
 
 def _count(first: Expr, end: Expr, step: int) -> Expr:
     """Return how many numbers from ``first`` on, ``step`` apart, are below ``end``."""
-    return T.bind(T.truncdiv(T.max(end - first, 0) + (step - 1), step))
+    return ptx.hold(T.truncdiv(T.max(end - first, 0) + (step - 1), step))
