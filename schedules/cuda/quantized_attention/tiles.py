@@ -125,9 +125,9 @@ class ListedTiles(Tiles):
         # A block may lie far beyond the request.
         entry = T.bind(T.min(entry, T.truncdiv(request.length, size) + 1))
         start = T.bind(entry * size)
-        low = T.bind(T.max(start, request.first))
-        high = T.bind(T.min(start + size, request.packed))
+        low = ptx.hold(T.max(start, request.first))
+        high = ptx.hold(T.min(start + size, request.packed))
         some = T.And(entry >= 0, low < high)
-        number = T.bind(T.truncdiv(low, plan.tile) + T.truncmod(at, plan.entry_tiles))
+        number = ptx.hold(T.truncdiv(low, plan.tile) + T.truncmod(at, plan.entry_tiles))
         some = T.And(some, number * plan.tile < high)
         return tile_at(plan, number, low, T.bind(T.Select(some, high, low)))
