@@ -29,6 +29,11 @@ PROBLEMS: tuple[Case, ...] = (
     ),
     ((16, 32768, 64, 8, 128), {"block_size": 64, "max_blocks": 52, "group_size": 128}),
 )
+# The most rows for a warp: queries of a few tokens, as where drafts are verified.
+VERIFYING: Case = (
+    (1, 131072, 64, 4, 128),
+    {"format": "int2", "group_size": 32, "query_tokens": 4},
+)
 
 
 def source_of(case: Case, arch: str) -> str:
@@ -53,9 +58,9 @@ def test_the_cache_is_read_16_bytes_at_a_time(case: Case) -> None:
 
 
 @pytest.mark.nvcc
-def test_the_default_does_not_spill() -> None:
-    arch = "sm_80"
-    case = PROBLEMS[0]
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a"])
+@pytest.mark.parametrize("case", [*PROBLEMS, VERIFYING])
+def test_the_default_does_not_spill(case: Case, arch: str) -> None:
     image = compile_image(source_of(case, arch), [arch])
     assert ("attend", arch) in image.usage
     for usage in image.usage.values():
