@@ -1,0 +1,101 @@
+"""Does the learned model help on this machine? ``python -m benchmarks.learned_search [--seeds 3]``.
+
+One ternary and one attention shape are tuned with equal budgets by the default strategy (learned
+model), by evolution without a model and by random search, each from an empty database. What all of
+them found is then measured in turn, in one session, with the default schedule: those figures are
+compared, not the ones that each search saw. Rows are added to one dated file as they come, so that
+a long run can be cut into short ones (``--only``, ``--seeds``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from wattune.compiler.bench.machine import describe_machine
+from wattune.compiler.measure.runner import LocalRunner
+from wattune.compiler.tuner import tune
+from wattune.ops import DecodeAttention, Problem, TernaryGemm
+from wattune.schedules.candidate import Candidate
+from wattune.schedules.target import Target
+from wattune.schedules.template import default_candidate
+
+RESULTS = Path(__file__).parent / "results"
+STRATEGIES = ("evolutionary", "plain_evolutionary", "random")
+PROBLEMS: dict[str, Problem] = {
+    "ternary": TernaryGemm(8, 2560, 2560, dtype="bfloat16"),
+    "attention": DecodeAttention(1, 4096, 32, 8, 128),
+}
+ROUNDS = 7
+
+
+def searched(problem: Problem, target: Target, name: str, trials: int, seed: int) -> dict[str, Any]:
+    """Tune from nothing; return what was selected and how the best went."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = tune(
+            [problem],
+            target,
+            f"{folder}/tuned.sqlite",
+            trials,
+            strategy=name,
+            mode="hot",
+            seed=seed,
+        )
+    [part] = report.problems
+    assert part.selected is not None
+    return {
+        "candidate": part.selected.candidate,
+        "curve": [list(point) for point in part.curve],
+        "seconds": report.seconds,
+        "failures": report.failures,
+    }
+
+
+def compared(name: str, target: Target, trials: int, seed: int) -> dict[str, Any]:
+    """Run all strategies on a problem, then measure in turn what they found."""
+    problem = PROBLEMS[name]
+    default = default_candidate(problem, target)
+    found = {s: searched(problem, target, s, trials, seed) for s in STRATEGIES}
+    picks: dict[str, Candidate] = {"default": default}
+    picks |= {s: row.pop("candidate") for s, row in found.items()}
+    with LocalRunner(target, "hot", seed=seed) as runner:
+        records = runner.interleaved(list(picks.values()), rounds=ROUNDS)
+    seconds = {pick: record.latency for pick, record in zip(picks, records, strict=True)}
+    return {
+        "problem": str(problem),
+        "threads": target.threads,
+        "trials": trials,
+        "seed": seed,
+        "seconds": seconds,
+        "faster_than_default": {s: seconds["default"] / seconds[s] for s in STRATEGIES},
+        "schedules": {pick: candidate.schedule.to_json() for pick, candidate in picks.items()},
+        "searches": found,
+    }
+
+
+def main() -> None:
+    """Add the rows of the named problems and seeds to today's file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=tuple(PROBLEMS), help="one of the problems")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--trials", type=int, default=64)
+    given = parser.parse_args()
+    target = Target.native(1)
+    path = RESULTS / f"{time.strftime('%Y-%m-%d')}-learned-search.json"
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
+        for name in [given.only] if given.only else PROBLEMS:
+            row = compared(name, target, given.trials, seed)
+            rows = json.loads(path.read_text())["rows"] if path.exists() else []
+            result = {"machine": describe_machine(target), "rows": [*rows, row]}
+            path.write_text(json.dumps(result, indent=1) + "\n")
+            ratios = ", ".join(f"{s} {v:.3f}" for s, v in row["faster_than_default"].items())
+            print(f"{name} seed {seed}, speed over the default: {ratios}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
