@@ -27,7 +27,7 @@ from wattune.schedules.template import default_candidate
 RESULTS = Path(__file__).parent / "results"
 STRATEGIES = ("evolutionary", "plain_evolutionary", "random")
 PROBLEMS: dict[str, Problem] = {
-    "ternary": TernaryGemm(8, 2560, 2560, dtype="bfloat16"),
+    "ternary": TernaryGemm(1, 14336, 4096, dtype="bfloat16"),
     "attention": DecodeAttention(1, 4096, 32, 8, 128),
 }
 ROUNDS = 7
