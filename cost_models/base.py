@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,19 +77,25 @@ class CostModel(ABC):
             ) from error
 
 
+# Name -> module and class; imported when asked for, so that one model's dependencies are not every
+# model's.
+_MODELS: dict[str, tuple[str, str]] = {
+    "xgboost": ("xgboost_model", "XGBoostModel"),
+    "mlp": ("mlp_model", "MLPModel"),
+    "prior": ("prior_model", "PriorModel"),
+    "random": ("random_model", "RandomModel"),
+}
+
+
+def model_names() -> tuple[str, ...]:
+    """Return the names of all cost models."""
+    return tuple(_MODELS)
+
+
 def cost_model(name: str, **options: Any) -> CostModel:
-    """Build a cost model by name: ``xgboost``, ``prior`` (physics alone) or ``random``."""
-    # Imported when asked for, so that one model's dependencies are not every model's.
-    if name == "xgboost":
-        from wattune.cost_models.xgboost_model import XGBoostModel
-
-        return XGBoostModel(**options)
-    if name == "prior":
-        from wattune.cost_models.prior_model import PriorModel
-
-        return PriorModel(**options)
-    if name == "random":
-        from wattune.cost_models.random_model import RandomModel
-
-        return RandomModel(**options)
-    raise UnknownNameError("cost model", name, ("xgboost", "prior", "random"))
+    """Build a cost model: ``xgboost``, ``mlp``, ``prior`` (physics alone) or ``random``."""
+    if name not in _MODELS:
+        raise UnknownNameError("cost model", name, _MODELS)
+    module, attribute = _MODELS[name]
+    found: type[CostModel] = getattr(import_module(f"wattune.cost_models.{module}"), attribute)
+    return found(**options)

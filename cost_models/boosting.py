@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Self
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wattune.cost_models.matrix import Rows
+from wattune.cost_models.uncertainty import Calibration
 from wattune.errors import MissingDependencyError
 
 Floats = NDArray[np.float64]
@@ -44,9 +44,6 @@ CLASSIFICATION: dict[str, Any] = {
 }
 
 
-_MOST_SCALE = 5.0
-
-
 @cache
 def require_xgboost() -> Any:
     """Return the xgboost module; raises `MissingDependencyError` where there is none."""
@@ -61,13 +58,13 @@ def require_xgboost() -> Any:
 class Trees:
     """A few boosted models of the same thing; each was shown all but its share of the rows.
 
-    ``columns`` of the feature matrix are used: those that were not constant in training. ``scale``
-    turns the members' disagreement into the error they made on the rows they were not shown.
+    ``columns`` of the feature matrix are used: those that were not constant in training.
+    ``calibration`` comes from the errors that members made on the rows they were not shown.
     """
 
     columns: NDArray[np.int64]
     boosters: tuple[Any, ...]
-    scale: float = 1.0
+    calibration: Calibration = field(default_factory=Calibration)
 
     @classmethod
     def fit(
@@ -83,7 +80,7 @@ class Trees:
         xgboost = require_xgboost()
         parameters = {**_COMMON, **settings}
         rounds = parameters.pop("rounds")
-        columns = _varying(matrix)
+        columns = varying(matrix)
         shown = np.ascontiguousarray(matrix[:, columns])
         data = xgboost.QuantileDMatrix(shown, label=labels, max_bin=_COMMON["max_bin"], nthread=1)
         share = np.random.default_rng(seed).permutation(len(labels)) % members
@@ -96,12 +93,13 @@ class Trees:
             return trees
         guesses = trees._members(matrix)
         blind = guesses[share, np.arange(len(labels))]
-        return replace(trees, scale=_error_scale(blind - labels, guesses.std(axis=0), weights))
+        calibration = Calibration.fit(blind - labels, guesses.std(axis=0), weights)
+        return replace(trees, calibration=calibration)
 
     def predict(self, matrix: Rows) -> tuple[Floats, Floats]:
         """Return the mean and its standard deviation, [n] each."""
         guesses = self._members(matrix)
-        return guesses.mean(axis=0), self.scale * guesses.std(axis=0)
+        return guesses.mean(axis=0), self.calibration.std(guesses.std(axis=0))
 
     def _members(self, matrix: Rows) -> Floats:
         """Return what each member says, [members, n]."""
@@ -113,7 +111,11 @@ class Trees:
     def to_state(self) -> dict[str, Any]:
         """Return plain data."""
         boosters = [pack_bytes(bytes(b.save_raw("ubj"))) for b in self.boosters]
-        return {"columns": self.columns.tolist(), "boosters": boosters, "scale": self.scale}
+        return {
+            "columns": self.columns.tolist(),
+            "boosters": boosters,
+            "calibration": self.calibration.to_state(),
+        }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
@@ -125,17 +127,10 @@ class Trees:
             booster.load_model(bytearray(unpack_bytes(text)))
             boosters.append(booster)
         columns = np.array(state["columns"], np.int64)
-        return cls(columns, tuple(boosters), float(state["scale"]))
+        return cls(columns, tuple(boosters), Calibration.from_state(state["calibration"]))
 
 
-def _error_scale(errors: Floats, disagreement: Floats, weights: Floats) -> float:
-    """Return by how much members that saw nearly the same rows agree too well."""
-    error = float(np.average(errors**2, weights=weights))
-    spread = float(np.average(disagreement**2, weights=weights))
-    return min(max(math.sqrt(error / spread), 1.0), _MOST_SCALE) if spread else 1.0
-
-
-def _varying(matrix: Rows) -> NDArray[np.int64]:
+def varying(matrix: Rows) -> NDArray[np.int64]:
     """Return the columns with at least two values, absence being one; the first if none has."""
     first = matrix[:1]
     same = (matrix == first) | (np.isnan(matrix) & np.isnan(first))

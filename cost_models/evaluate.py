@@ -1,21 +1,29 @@
-"""Measure a cost model: train on some records of each problem, compare on the others."""
+"""Measure a cost model: train on some records of a problem, compare on the others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wattune.cost_models.base import CostModel
 from wattune.cost_models.metrics import (
     average_peak_score,
+    banded_spearman,
+    coverage,
+    negative_log_likelihood,
     pairwise_accuracy,
     regret,
     spearman,
 )
 from wattune.ops import Problem
 from wattune.schedules.candidate import Candidate, Record
+
+Floats = NDArray[np.float64]
+Groups = Sequence[Sequence[Record]]
 
 # Ranks of fewer held-out candidates say nothing.
 _LEAST_HELD_OUT = 8
@@ -24,55 +32,137 @@ _PICKS = 5
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well a model orders the ``held_out`` candidates of one problem; see `metrics`."""
+    """How well a model knows the ``held_out`` candidates of one problem; see `metrics`.
 
-    problem: Problem
-    trained: int
-    held_out: int
+    ``within_1``, ``within_2`` and ``nll`` say whether its uncertainty is right. ``energy_skill``
+    is Spearman's correlation of mean power among candidates that are equally fast; None where too
+    few held-out records have joules.
+    """
+
     spearman: float
     pairwise: float
     peak_at_5: float
     regret_at_5: float
+    within_1: float
+    within_2: float
+    nll: float
+    energy_skill: float | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One split of one problem: what was measured of the held-out candidates, and predicted."""
+
+    problem: Problem
+    trained: int
+    measured: Floats
+    predicted: Floats
+    accuracy: Accuracy
+
+    @property
+    def held_out(self) -> int:
+        """Count the held-out candidates."""
+        return len(self.measured)
 
 
 def evaluate(
-    model: CostModel, records: Sequence[Record], train: int = 64, seed: int = 0
-) -> list[Accuracy]:
-    """Train a fresh model on ``train`` records of each problem and test it on the rest.
+    make: Callable[[], CostModel],
+    records: Sequence[Record],
+    train: int = 64,
+    seed: int = 0,
+    transfer: bool = False,
+) -> list[Trial]:
+    """Train a fresh model on ``train`` candidates of each problem and test it on the rest.
 
-    The records should be of one machine and of the model's mode. All records of a candidate fall
+    With ``transfer`` it has seen all records of the other problems before. The records should be
+    of the model's mode, and without ``transfer`` of one machine. All records of a candidate fall
     on the same side; the trained side keeps failures, the held-out one has none. Problems with
-    fewer than 8 candidates left for the test are trained on, but not reported.
+    fewer than 8 candidates left for the test are not reported.
     """
-    rng = np.random.default_rng(seed)
     by_problem: dict[Problem, dict[Candidate, list[Record]]] = {}
     for record in records:
         candidates = by_problem.setdefault(record.candidate.problem, {})
         candidates.setdefault(record.candidate, []).append(record)
-    shown: list[Record] = []
-    tests: list[tuple[Problem, int, list[list[Record]]]] = []
+    found = []
     for problem, candidates in by_problem.items():
         groups = list(candidates.values())
-        groups = [groups[at] for at in rng.permutation(len(groups))]
-        shown.extend(record for group in groups[:train] for record in group)
-        held_out = [group for group in groups[train:] if any(record.valid for record in group)]
-        if len(held_out) >= _LEAST_HELD_OUT:
-            tests.append((problem, min(train, len(groups)), held_out))
-    model.update(shown)
-    return [_accuracy(model, *test) for test in tests]
+        order = np.random.default_rng(seed).permutation(len(groups))
+        shown = [groups[at] for at in order[:train]]
+        tests = [groups[at] for at in order[train:] if any(r.valid for r in groups[at])]
+        if len(tests) < _LEAST_HELD_OUT:
+            continue
+        model = make()
+        if transfer:
+            model.update([r for r in records if r.candidate.problem != problem])
+        model.update([record for group in shown for record in group])
+        found.append(_trial(model, problem, len(shown), tests))
+    return found
 
 
-def _accuracy(
-    model: CostModel, problem: Problem, trained: int, held_out: list[list[Record]]
-) -> Accuracy:
-    predicted = model.predict([group[0].candidate for group in held_out]).latency
-    measured = np.array([min(record.latency for record in group) for group in held_out])
-    return Accuracy(
-        problem=problem,
-        trained=trained,
-        held_out=len(held_out),
+def mean_accuracy(trials: Sequence[Trial]) -> dict[str, float | None]:
+    """Return the mean of every figure over trials; None where no trial has it."""
+    found: dict[str, float | None] = {}
+    for name in (field.name for field in fields(Accuracy)):
+        known = [v for trial in trials if (v := getattr(trial.accuracy, name)) is not None]
+        found[name] = float(np.mean(known)) if known else None
+    return found
+
+
+def summary(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Return one row a problem, the mean over its trials, as plain data."""
+    by_problem: dict[Problem, list[Trial]] = {}
+    for trial in trials:
+        by_problem.setdefault(trial.problem, []).append(trial)
+    return [
+        {
+            "problem": problem.to_json(),
+            "splits": len(mine),
+            "trained": mine[0].trained,
+            "held_out": mine[0].held_out,
+            **mean_accuracy(mine),
+        }
+        for problem, mine in by_problem.items()
+    ]
+
+
+def _trial(model: CostModel, problem: Problem, trained: int, tests: Groups) -> Trial:
+    found = model.predict([group[0].candidate for group in tests])
+    best = [min(group, key=lambda record: record.latency) for group in tests]
+    measured = np.array([record.latency for record in best])
+    predicted, std = found.latency, found.latency_std
+    error = np.array([r.measurement.standard_error * r.latency for r in best if r.measurement])
+    accuracy = Accuracy(
         spearman=spearman(predicted, measured),
-        pairwise=pairwise_accuracy(predicted, measured),
+        pairwise=pairwise_accuracy(predicted, measured, error),
         peak_at_5=average_peak_score(predicted, measured, _PICKS),
         regret_at_5=regret(predicted, measured, _PICKS),
+        within_1=coverage(predicted, measured, std, 1.0),
+        within_2=coverage(predicted, measured, std, 2.0),
+        nll=negative_log_likelihood(predicted, measured, std),
+        energy_skill=None
+        if found.energy is None
+        else _energy_skill(found.energy / predicted, best),
     )
+    return Trial(problem, trained, measured, predicted, accuracy)
+
+
+def _energy_skill(power: Floats, best: Sequence[Record]) -> float | None:
+    """Compare predicted with measured mean power in watts, where joules were measured."""
+    known = [(at, r.joules) for at, r in enumerate(best) if r.joules is not None]
+    if not known:
+        return None
+    latency = np.array([best[at].latency for at, _ in known])
+    joules = np.array([value for _, value in known])
+    return banded_spearman(power[[at for at, _ in known]], joules / latency, latency)
+
+
+def by_machine(records: Sequence[Record]) -> Mapping[tuple[str, str, str], list[Record]]:
+    """Group valid and failed records by target, machine and mode: figures of one belong together.
+
+    The keys are `Target.key`, the fingerprint and the mode, in the order in which they came.
+    """
+    found: dict[tuple[str, str, str], list[Record]] = {}
+    for record in records:
+        target, machine = record.candidate.target.key, record.provenance.fingerprint
+        found.setdefault((target, machine, record.conditions.mode), []).append(record)
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -13,6 +14,11 @@ from wattune.errors import RecordError, WattuneError
 from wattune.ops import Problem, problem_from_json
 from wattune.schedules.space import Value, Values
 from wattune.schedules.target import Target
+
+# Runs are close to normal: the standard error of their median is this many times that of their
+# mean, and half the spread of their middle half is this many standard deviations.
+_MEDIAN_ERROR = 1.2533
+_HALF_SPREAD = 0.6745
 
 FailureKind = Literal["build_error", "timeout", "crash", "wrong_result"]
 FAILURE_KINDS: tuple[FailureKind, ...] = ("build_error", "timeout", "crash", "wrong_result")
@@ -120,6 +126,14 @@ class Measurement:
         ordered = sorted(self.seconds)
         low, high = ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]
         return (high - low) / 2 / self.latency
+
+    @property
+    def standard_error(self) -> float:
+        """Return the standard error of the median run, over the median; 0 for a single run.
+
+        It comes from the middle half of the runs: a few disturbed ones do not inflate it.
+        """
+        return _MEDIAN_ERROR * self.noise / _HALF_SPREAD / math.sqrt(len(self.seconds))
 
 
 @dataclass(frozen=True)

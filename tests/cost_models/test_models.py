@@ -161,7 +161,7 @@ def test_a_few_joules_already_give_an_energy(world: World) -> None:
     assert ((found.energy / found.latency > 30) & (found.energy / found.latency < 100)).all()
 
 
-@pytest.mark.parametrize("name", ["xgboost", "prior", "random"])
+@pytest.mark.parametrize("name", ["xgboost", "mlp", "prior", "random"])
 def test_a_model_comes_back_from_text_as_it_was(world: World, name: str, tmp_path: Path) -> None:
     records = world.records(60, failing=True) + world.records(20, LARGE, energy=True)
     # What is seen first decides the order of the columns; here it is not what is predicted.
@@ -199,7 +199,7 @@ def test_files_that_are_no_model_are_refused(world: World, tmp_path: Path) -> No
     with pytest.raises(DatabaseError, match="is damaged"):
         model.load(path)
     path.write_text(json.dumps({**state, "version": 9}))
-    with pytest.raises(DatabaseError, match="version 9, this program knows 1"):
+    with pytest.raises(DatabaseError, match="version 9, this program knows 2"):
         model.load(path)
 
 
@@ -239,7 +239,7 @@ def test_a_missing_xgboost_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_models_are_refused_by_name() -> None:
-    with pytest.raises(UnknownNameError, match="unknown cost model 'oracle'; allowed: prior"):
+    with pytest.raises(UnknownNameError, match="unknown cost model 'oracle'; allowed: mlp"):
         cost_model("oracle")
 
 
