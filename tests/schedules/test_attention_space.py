@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.schedules.attention import Compiled, ragged, without_tiles
+from tests.schedules.attention import Compiled, ragged, values_of, without_tiles
 
 from wattune.ops.attention import Attention
 from wattune.ops.block_sparse_decode_attention import BlockSparseDecodeAttention
@@ -86,3 +88,23 @@ def test_the_workspace_does_not_depend_on_the_context() -> None:
         values = {**template.space(problem, target).default(), "splits": 8}
         sizes.add(template.sizes(problem, target, values)["workspace_bytes"])
     assert len(sizes) == 1
+
+
+def asked(level: int, wake: int) -> dict[str, int]:
+    """Count the prefetch instructions of a kernel by their name."""
+    import tvm
+
+    problem = BlockSparseDecodeAttention(1, 4096, 8, 2, 128, max_blocks=8)
+    target = Target.parse("cpu:avx512")
+    template, values = values_of(problem, target, level=level, wake=wake)
+    function = template.lower(problem, target, values).with_attr("global_symbol", "kernel")
+    module = tvm.tirx.build(tvm.IRModule({"kernel": function}), tvm.target.Target(target.llvm()))
+    return Counter(re.findall(r"prefetch\w+", str(module.inspect_source("asm"))))
+
+
+def test_rows_are_asked_for_into_the_cache_that_is_named() -> None:
+    first, second, wakes = asked(1, 0), asked(2, 0), asked(2, 32)
+    assert first.keys() == {"prefetcht0"}
+    assert second == {"prefetcht1": first["prefetcht0"]}
+    # Two lines of a row of keys and of one of values, where steps begin such rows.
+    assert wakes["prefetcht1"] >= second["prefetcht1"] + 4

@@ -17,13 +17,13 @@ from wattune.schedules.cpu.attention.base import (
 )
 from wattune.schedules.cpu.attention.counts import tile_counts
 from wattune.schedules.cpu.attention.kernel import Kernel, Own
-from wattune.schedules.cpu.attention.knobs import is_listed
+from wattune.schedules.cpu.attention.knobs import AHEAD, is_listed
 from wattune.schedules.cpu.attention.plan import Plan, Scratch
 from wattune.schedules.cpu.attention.prefetch import Operand, ahead_of_sums
 from wattune.schedules.cpu.attention.scores import BesideScores
 from wattune.schedules.cpu.attention.values import BesideSums
 from wattune.schedules.program import tensor_program
-from wattune.schedules.space import Constraint, Knob, Space, Value
+from wattune.schedules.space import Knob, Space, Value
 from wattune.schedules.target import Target
 from wattune.schedules.template import Counts
 
@@ -82,21 +82,14 @@ class AmxAttention(AttentionTemplate):
             Knob("prefetch", (0, 16, 32, 64), prefetch),
             Knob("wake", (0, 16, 32), wake),
         )
-        rule = Constraint(
-            "prefetch + wake must fit the block, and there is no wake without prefetch",
-            lambda v: (
-                int(v["prefetch"]) + int(v["wake"]) <= int(v["block"])
-                and (bool(v["prefetch"]) or not v["wake"])
-            ),
-        )
-        return Space(self.name, knobs, (rule,))
+        return Space(self.name, knobs, (AHEAD,))
 
     def plan(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Plan:
         """Return the schedule."""
         filled = {**values, "unroll": 1, "columns": 2, "stretch": 128}
-        filled.update(scores="amx", values="amx")
+        filled.update(level=1, scores="amx", values="amx")
         plan = super().plan(problem, target, filled)
-        return dataclasses.replace(plan, least_keys=KEYS, wake=int(values["wake"]))
+        return dataclasses.replace(plan, least_keys=KEYS)
 
     def parts(self, plan: Plan) -> tuple[AmxScores, AmxValues, Scratch]:
         """Return the engines of a plan, and its workspace."""

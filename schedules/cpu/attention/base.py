@@ -52,6 +52,8 @@ class AttentionTemplate(Template):
             splits=int(values["splits"]),
             split_tiles=max(1, int(values["split_tokens"]) // block),
             prefetch=int(values["prefetch"]),
+            wake=int(values["wake"]),
+            level=int(values["level"]),
             stretch=int(values["stretch"]),
             scores=str(values["scores"]),
             values=str(values["values"]),

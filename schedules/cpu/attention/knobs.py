@@ -17,6 +17,15 @@ CHUNKS, LISTED_CHUNKS = 4, 8
 # Registers beside sums: a loaded vector in two parts, a query or weight.
 SPARE = 3
 
+# Tables of rows end with the next tile.
+AHEAD = Constraint(
+    "prefetch + wake must fit the block, and there is no wake without prefetch",
+    lambda v: (
+        int(v["prefetch"]) + int(v["wake"]) <= int(v["block"])
+        and (bool(v["prefetch"]) or not v["wake"])
+    ),
+)
+
 
 def lanes_of(problem: Attention, target: Target) -> int:
     """Return the lanes of a vector: what the target has, or what the narrowest row allows."""
@@ -60,7 +69,7 @@ def knobs(problem: Attention, target: Target) -> tuple[Knob, ...]:
     # Tables of listed keys cost more than those of dense ones: larger tiles.
     listed = is_listed(problem)
     chunks = LISTED_CHUNKS if listed else CHUNKS
-    block = 128 if listed else 32 if Fold(default_rows, lanes).keys >= 16 else 16
+    block = 128 if listed else 64
     sums = 24 if registers_of(target) > 16 else 8
     splits = 1
     while target.threads > 1 and problem.kv_heads * splits < chunks * target.threads:
@@ -74,7 +83,9 @@ def knobs(problem: Attention, target: Target) -> tuple[Knob, ...]:
         Knob("stretch", (16, 128), 16 if listed else 128),
         Knob("splits", counts, splits),
         Knob("split_tokens", (256, 1024), 256),
-        Knob("prefetch", (0, 16, 32, 64), min(32, block)),
+        Knob("prefetch", (0, 16, 32, 64), 32 if listed else block),
+        Knob("wake", (0, 16, 32, 64), 32 if hasattr(problem, "max_blocks") else 0),
+        Knob("level", (1, 2), 2),
         Knob("scores", arithmetic, arithmetic[-1]),
         Knob("values", arithmetic, arithmetic[-1]),
     )
@@ -108,6 +119,7 @@ def constraints(problem: Attention, target: Target) -> tuple[Constraint, ...]:
                 or min(int(v["stretch"]), int(v["block"])) <= int(v["prefetch"]) <= int(v["block"])
             ),
         ),
+        AHEAD,
         Constraint(
             "a stretch below 128 keys must be smaller than the block",
             lambda v: int(v["stretch"]) == 128 or int(v["stretch"]) < int(v["block"]),

@@ -44,9 +44,10 @@ class Plan(Items):
     of at least ``split_tiles`` tiles. The rows of an item (all queries that read one list of keys
     of one KV head) are processed ``rows`` at a time, ``unroll`` vectors of scores a step and
     ``columns`` vectors of values a pass; sums go back to memory after every ``stretch`` keys.
-    Rows ``prefetch`` keys ahead (0: none) are prefetched, and the first lines of those ``wake``
-    keys beyond (0: none). ``scores`` and ``values`` name the arithmetic: ``fma``, ``dot`` or
-    ``amx``, which takes ``least_keys`` at a time.
+    Rows ``prefetch`` keys ahead (0: none) are prefetched into the first or second cache
+    (``level``), and the first lines of those ``wake`` keys beyond (0: none). ``scores`` and
+    ``values`` name the arithmetic: ``fma``, ``dot`` or ``amx``, which takes ``least_keys`` at a
+    time.
     """
 
     threads: int
@@ -63,6 +64,7 @@ class Plan(Items):
     least_keys: int = 1
     stretch: int = 128
     wake: int = 0
+    level: int = 1
 
     @property
     def folds(self) -> tuple[tuple[Fold, int, int], ...]:

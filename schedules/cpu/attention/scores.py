@@ -16,7 +16,7 @@ from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.attention.loads import Loader
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.attention.plan import Fold, Plan, groups_of
-from wattune.schedules.cpu.attention.prefetch import Operand, prefetch_row
+from wattune.schedules.cpu.attention.prefetch import Operand, prefetch_row, wake_row
 
 Expr = Any
 
@@ -123,6 +123,8 @@ class RegisterScores(Scores):
             zero: Expr = 0
             if not self._held(fold):
                 zero = T.bind(T.shift_right(keys.table.load(first), T.int64(62)))
+
+            wake_row(plan, keys, first, step_keys)
 
             def ahead(key: int, first: Expr = first) -> None:
                 prefetch_row(plan, keys, first + key)

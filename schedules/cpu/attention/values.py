@@ -18,7 +18,7 @@ from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.attention.loads import Loader
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.attention.plan import Fold, Plan, groups_of
-from wattune.schedules.cpu.attention.prefetch import Operand, prefetch_row
+from wattune.schedules.cpu.attention.prefetch import Operand, prefetch_row, wake_row
 
 Expr = Any
 
@@ -240,6 +240,8 @@ class RegisterValues(Values):
         kind = math.kind("float32", plan.lanes)
         with T.serial(keys.steps) as at:
             first = T.bind((keys.first + at) * step)
+            with T.If(span.number.equal(0)), T.Then():
+                wake_row(plan, values, first, step)
             for key in range(0, step, self.keys):
                 if values.next is not None:
                     self._prefetch(values, at, keys, span, key)
