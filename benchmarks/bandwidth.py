@@ -3,18 +3,18 @@
 The kernel alone, called from C as the tuner measures it, by the default schedule; the machine's
 bandwidth is measured at the same footprint, threads and pages just before and just after, and the
 better of the two counts. Bytes are those of the packed weights, or those that must move. One JSON
-row a problem, mode and number of threads, and all of them with the machine to one dated file in
-``benchmarks/results/``.
+row a problem, mode and number of threads, each kept in a dated file in ``benchmarks/results/`` as
+soon as it is measured, beside rows of the same day for other problems and threads.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 from wattune.compiler.bench.machine import describe_machine
+from wattune.compiler.bench.results import results_file, write_rows
 from wattune.compiler.bench.run import rotates
 from wattune.compiler.measure.limits import read_bandwidth_at
 from wattune.compiler.measure.pool import cold_footprint
@@ -113,7 +113,7 @@ def row(target: Target, mode: str, problem: Problem) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure and print all rows, then write them."""
+    """Measure, print and write row by row."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("operators", nargs="*", metavar="OPERATOR", help=f"of {list(PROBLEMS)}")
     parser.add_argument("--threads", help="numbers of threads; 1 and all cores unless told")
@@ -122,19 +122,17 @@ def main() -> None:
     if unknown := sorted(set(operators) - set(PROBLEMS)):
         parser.error(f"no problems of {unknown[0]}; allowed: {', '.join(PROBLEMS)}")
     counts = options.threads.split(",") if options.threads else {1, Target.native().cores}
-    rows = []
+    machine = describe_machine(Target.native())
+    # The file of ternary_gemm alone has the name it always had.
+    name = "-".join(["bandwidth", *options.operators])
+    path = results_file(RESULTS, name, machine["device"])
     for threads in sorted(map(int, counts)):
         for name in operators:
             for mode, problems in PROBLEMS[name].items():
                 for problem in problems:
-                    rows.append(row(Target.native(threads), mode, problem))
-                    print(json.dumps(rows[-1]), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    result = {"machine": describe_machine(Target.native()), "rows": rows}
-    # The file of ternary_gemm alone has the name it always had.
-    name = "-".join(["bandwidth", *options.operators])
-    path = RESULTS / f"{time.strftime('%Y-%m-%d')}-{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+                    found = row(Target.native(threads), mode, problem)
+                    print(json.dumps(found), flush=True)
+                    write_rows(path, {"machine": machine}, [found])
     print(f"{path} written")
 
 

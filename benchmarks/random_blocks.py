@@ -9,14 +9,13 @@ below that of reading straight on.
 from __future__ import annotations
 
 import ctypes
-import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wattune.compiler.bench.machine import describe_machine
+from wattune.compiler.bench.results import results_file, write_rows
 from wattune.compiler.cc import cached
 from wattune.compiler.measure.limits import read_bandwidth_at
 from wattune.compiler.measure.memory import pages
@@ -69,14 +68,9 @@ def main() -> None:
         rows.append({"block_bytes": size, "gbps": best, "of_straight": best / straight, **found})
         fraction = best / straight
         print(f"{size:8d} bytes {best:6.1f} GB/s, {fraction:.2f} of reading straight on ({way})")
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{time.strftime('%Y-%m-%d')}-random_blocks.json"
-    result = {
-        "machine": describe_machine(Target.native(threads=1)),
-        "straight_gbps": straight,
-        "rows": rows,
-    }
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    machine = describe_machine(Target.native(threads=1))
+    path = results_file(RESULTS, "random_blocks", machine["device"])
+    write_rows(path, {"machine": machine, "straight_gbps": straight}, rows)
     print(f"{path} written")
 
 

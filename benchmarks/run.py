@@ -11,12 +11,13 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from wattune.compiler import cli
+from wattune.compiler.bench.results import results_file, write_runs
+from wattune.schedules.host import device_name
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -95,8 +96,7 @@ def run_routine(operator: str, options: Routine, more: list[str]) -> dict[str, A
 def run_operator(operator: str, threads: list[str], more: list[str]) -> bool:
     """Run an operator's routines at each number of threads; say whether all could run."""
     runs: list[dict[str, Any]] = []
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{time.strftime('%Y-%m-%d')}-{operator}.json"
+    path = results_file(RESULTS, operator, device_name())
     complete = True
     for count in threads:
         for routine in ROUTINES[operator]:
@@ -106,7 +106,7 @@ def run_operator(operator: str, threads: list[str], more: list[str]) -> bool:
                 continue
             runs.append(found)
             # After each: what was measured is kept, whatever happens later.
-            path.write_text(json.dumps(runs, indent=1) + "\n")
+            write_runs(path, runs)
     if runs:
         print(f"{path} written")
     return complete

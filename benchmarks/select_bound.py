@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import ctypes
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 
 from wattune.compiler.bench.machine import describe_machine
+from wattune.compiler.bench.results import results_file, write_rows
 from wattune.compiler.cc import cached
 from wattune.compiler.measure.runner import LocalRunner
 from wattune.ops import SelectBlocks, operator
@@ -79,10 +79,9 @@ def main() -> None:
     for problem in PROBLEMS:
         rows.append(row(Target.native(threads=1), problem))
         print(json.dumps(rows[-1]), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{time.strftime('%Y-%m-%d')}-select_bound.json"
-    found = {"machine": describe_machine(Target.native(threads=1)), "rows": rows}
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    machine = describe_machine(Target.native(threads=1))
+    path = results_file(RESULTS, "select_bound", machine["device"])
+    write_rows(path, {"machine": machine}, rows)
     print(f"{path} written")
 
 

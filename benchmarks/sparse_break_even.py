@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 from wattune.compiler.bench.ceilings import Ceilings
 from wattune.compiler.bench.machine import describe_machine
 from wattune.compiler.bench.prepare import Records, export_best, usable_records
+from wattune.compiler.bench.results import results_file
 from wattune.compiler.bench.run import Entry, Job, Settings, footprint, measure_jobs
 from wattune.compiler.cli.bench import tune_missing
 from wattune.compiler.cli.output import duration, print_table
@@ -190,9 +190,9 @@ def main() -> None:
         show(results[-1])
     for note in notes:
         print(f"note: {note}")
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{time.strftime('%Y-%m-%d')}-sparse-break-even.json"
-    data = {"machine": describe_machine(Target.native()), "runs": results, "notes": notes}
+    machine = describe_machine(Target.native())
+    path = results_file(RESULTS, "sparse-break-even", machine["device"])
+    data = {"machine": machine, "runs": results, "notes": notes}
     path.write_text(json.dumps(data, indent=1) + "\n")
     print(f"{path} written")
 
