@@ -15,6 +15,8 @@ from wattune.ops.block_sparse_decode_attention import (
     BlockSparseDecodeAttention,
 )
 from wattune.ops.decode_attention import DECODE_ATTENTION, DecodeAttention
+from wattune.ops.fused_moe import FUSED_MOE, FusedMoe
+from wattune.ops.grouped_gemm import GROUPED_GEMM, GroupedGemm
 from wattune.ops.kv_cache_append import KV_CACHE_APPEND, KVCacheAppend
 from wattune.ops.kv_cache_quantize import KV_CACHE_QUANTIZE, KVCacheQuantize
 from wattune.ops.merge_states import MERGE_STATES, MergeStates
@@ -44,6 +46,8 @@ __all__ = [
     "BlockScore",
     "BlockSparseDecodeAttention",
     "DecodeAttention",
+    "FusedMoe",
+    "GroupedGemm",
     "KVCacheAppend",
     "KVCacheQuantize",
     "MergeStates",
@@ -81,6 +85,8 @@ _ALL: tuple[Operator[Any], ...] = (
     ATTN_GATE,
     SELECT_BLOCKS,
     SELECT_UNION,
+    GROUPED_GEMM,
+    FUSED_MOE,
 )
 _OPERATORS: dict[str, Operator[Any]] = {op.name: op for op in _ALL}
 

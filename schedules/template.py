@@ -137,6 +137,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "wattune.schedules.cpu.kv_cache",
         "wattune.schedules.cpu.quantized_attention",
         "wattune.schedules.cpu.quantized_kv_cache",
+        "wattune.schedules.cpu.grouped_gemm",
     ),
     "cuda": (
         "wattune.schedules.cuda.attention",

@@ -89,6 +89,14 @@ def as_integer(value: Expr, lanes: int) -> Expr:
     return as_lanes("int32", value, lanes)
 
 
+def nearest_bf16(value: Expr, lanes: int) -> Expr:
+    """Return int32 bits whose upper half is the nearest bfloat16, ties to even; NaN stays NaN."""
+    bits = T.bind(as_integer(value, lanes))
+    odd = T.bitwise_and(T.shift_right(bits, integer(16, lanes)), integer(1, lanes))
+    quiet = T.bitwise_or(bits, integer(1 << 22, lanes))
+    return T.bind(T.Select(value.equal(value), bits + odd + integer(0x7FFF, lanes), quiet))
+
+
 def exp2(x: Expr, lanes: int) -> Expr:
     """Return 2^x for x <= 0, relative error below 2^-22; exactly 1 at 0, 0 below -126.
 

@@ -230,9 +230,5 @@ class Kernel:
         lanes = self.lanes
         if self.problem.dtype != "bfloat16":
             return T.cast(value, math.kind(self.problem.dtype, lanes))
-        bits = T.bind(math.as_integer(value, lanes))
-        odd = T.bitwise_and(T.shift_right(bits, math.integer(16, lanes)), math.integer(1, lanes))
-        nearest = bits + odd + math.integer(0x7FFF, lanes)
-        quiet = T.bitwise_or(bits, math.integer(1 << 22, lanes))
-        found = T.Select(value.equal(value), nearest, quiet)
+        found = math.nearest_bf16(value, lanes)
         return T.cast(T.shift_right(found, math.integer(16, lanes)), math.kind("uint16", lanes))

@@ -19,8 +19,8 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import vector
-from wattune.schedules.cpu.selection.base import ceildiv
 from wattune.schedules.cpu.selection.select_lanes import INFINITY, Lanes
+from wattune.schedules.cpu.tasks import ceildiv
 
 Expr = Any
 Buffer = Any

@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.schedules.cpu import vector
+from wattune.schedules.cpu import math, vector
 from wattune.schedules.target import Target
 
 Expr = Any
@@ -114,18 +114,11 @@ class Rows:
             half = T.cast(parts[0], f"float16x{self.lanes}")
             vector.store(bits, [at], T.reinterpret(f"uint16x{self.lanes}", half))
         else:
-            even, odd = (T.bind(self._rounded(part)) for part in parts)
+            even, odd = (math.nearest_bf16(part, self.lanes) for part in parts)
             low = T.shift_right(T.reinterpret(f"uint32x{self.lanes}", even), self._each(16, "u"))
             high = T.bitwise_and(odd, self._each(_TOP))
             packed = T.bitwise_or(T.reinterpret(self.i32, low), high)
             vector.store(bits, [at], T.reinterpret(f"uint16x{self.unit}", packed))
-
-    def _rounded(self, value: Expr) -> Expr:
-        """Return bits whose upper half is the nearest bfloat16; NaN stays NaN."""
-        bits = T.bind(T.reinterpret(self.i32, value))
-        odd = T.bitwise_and(T.shift_right(bits, self._each(16)), self._each(1))
-        quiet = T.bitwise_or(bits, self._each(1 << 22))
-        return T.Select(value != value, quiet, bits + odd + self._each(0x7FFF))
 
     def _each(self, value: int, sign: str = "") -> Expr:
         return T.broadcast(T.uint32(value) if sign else T.int32(value), self.lanes)

@@ -1,0 +1,176 @@
+"""Fused mixture of experts: gate and up, SiLU, down and the weighted sum over a token's experts.
+
+    h[t, j] = silu(x[t] @ gate[e]^T) * (x[t] @ up[e]^T),   e = topk_ids[t, j]
+    out[t]  = sum over j of topk_weights[t, j] * (h[t, j] @ w2[e]^T)
+
+The MLP of MiMo-V2-Flash, DeepSeek-V3 and Qwen3-MoE; names are those of vLLM's fused_experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from wattune.errors import ProblemError
+from wattune.ops import experts
+from wattune.ops.dtypes import itemsize, round_to
+from wattune.ops.expert_weights import FORMATS, random_words
+from wattune.ops.fields import integer, number, one_of
+from wattune.ops.operator import Argument, Array, Operator, Problem, Tolerance, Work
+
+
+@dataclass(frozen=True)
+class FusedMoe(Problem):
+    """out[tokens, hidden_size] of hidden_states[tokens, hidden_size].
+
+    w1 packs ``gate_up_proj`` [num_experts, 2 * intermediate_size, hidden_size], rows of gate before
+    rows of up, and w2 ``down_proj`` [num_experts, hidden_size, intermediate_size]. ``format`` is
+    that of both: bf16, int8 (a scale a row) or int4 (scale and zero for each 128 columns).
+    Activations are rounded before each product: to bfloat16, beside integer weights to int8 per
+    row. All sums are float32, that over a token's experts in the order of its slots. Slots with an
+    id of -1 (an expert elsewhere) add nothing. ``skew`` is that of the routing that inputs are
+    drawn with: the expert of rank r is as popular as (r + 1)^-skew.
+    """
+
+    operator: ClassVar[str] = "fused_moe"
+    runtime: ClassVar[tuple[str, ...]] = ("tokens",)
+
+    tokens: int
+    num_experts: int
+    top_k: int
+    hidden_size: int
+    intermediate_size: int
+    dtype: str = "bfloat16"
+    format: str = "bf16"
+    skew: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("tokens", "num_experts"):
+            integer(self, name, 1)
+        for name in ("hidden_size", "intermediate_size"):
+            integer(self, name, 1, 1 << 16)
+        integer(self, "top_k", 1, self.num_experts)
+        one_of(self, "dtype", ("bfloat16", "float32"))
+        one_of(self, "format", FORMATS)
+        number(self, "skew")
+        for name in ("hidden_size", "intermediate_size"):
+            experts.check_depth(self, name, self.format)
+
+    def shared_data(self) -> str:
+        """Name the weights: one packed copy serves every token bucket."""
+        sizes = f"{self.num_experts}x{self.hidden_size}x{self.intermediate_size}"
+        return f"fused_moe.experts:{sizes}:{self.format}"
+
+
+class FusedMoeOperator(Operator[FusedMoe]):
+    """The operator object of `FusedMoe`."""
+
+    name = "fused_moe"
+    summary = "SiLU-gated experts and their weighted sum, weights bf16, int8 or int4"
+    problem = FusedMoe
+
+    @property
+    def signature(self) -> tuple[str, ...]:
+        """Name every argument in calling order."""
+        return ("hidden_states", "w1", "w2", "topk_weights", "topk_ids", "workspace", "out")
+
+    def arguments(self, problem: FusedMoe) -> tuple[Argument, ...]:
+        """Describe every tensor."""
+        count, form = problem.num_experts, problem.format
+        hidden, inner = problem.hidden_size, problem.intermediate_size
+        return (
+            Argument("hidden_states", ("tokens", hidden), problem.dtype, "input"),
+            experts.weights("w1", "gate_up_proj", (count, 2 * inner, hidden), form),
+            experts.weights("w2", "down_proj", (count, hidden, inner), form),
+            Argument("topk_weights", ("tokens", problem.top_k), "float32", "input"),
+            experts.topk_ids(problem.top_k, count),
+            Argument("workspace", ("workspace_bytes",), "uint8", "workspace"),
+            Argument("out", ("tokens", hidden), problem.dtype, "output"),
+        )
+
+    def make_inputs(self, problem: FusedMoe, rng: np.random.Generator) -> dict[str, Array]:
+        """Draw activations, weights and routing."""
+        _, w1, w2, *_ = self.arguments(problem)
+        form = problem.format
+        return {
+            **self.timing_inputs(problem, rng),
+            "gate_up_proj": experts.make_weights(w1, problem.hidden_size, form, rng),
+            "down_proj": experts.make_weights(w2, problem.intermediate_size, form, rng),
+        }
+
+    def verification_inputs(self, problem: FusedMoe, rng: np.random.Generator) -> dict[str, Array]:
+        """Draw routing that kernels get wrong; NaN in all that no token may see."""
+        inputs = self.make_inputs(problem, rng)
+        inputs["topk_ids"] = experts.hard_routes(problem, rng)
+        for name in ("gate_up_proj", "down_proj"):
+            experts.poison_untouched(inputs[name], inputs["topk_ids"], problem.format)
+        inputs["topk_weights"][inputs["topk_ids"] < 0] = np.nan
+        return inputs
+
+    def timing_inputs(self, problem: FusedMoe, rng: np.random.Generator) -> dict[str, Array]:
+        """Draw activations and routing; weights of a token sum to 1."""
+        x = rng.standard_normal((problem.tokens, problem.hidden_size), dtype=np.float32)
+        shares = rng.uniform(0.1, 1.0, (problem.tokens, problem.top_k)).astype(np.float32)
+        return {
+            "hidden_states": round_to(x, problem.dtype),
+            "topk_weights": shares / shares.sum(-1, keepdims=True),
+            "topk_ids": experts.route(problem),
+        }
+
+    def reference(self, problem: FusedMoe, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute the sum expert by expert in float64, rounded once; h is rounded as it is used."""
+        ids, shares = inputs["topk_ids"], inputs["topk_weights"].astype(np.float64)
+        y = np.zeros((*ids.shape, problem.hidden_size))
+        for expert, tokens, slots in experts.by_expert(ids):
+            rows = inputs["hidden_states"][tokens]
+            both = experts.product(rows, inputs["gate_up_proj"][expert], problem.format)
+            gate, up = np.split(both, 2, -1)
+            h = gate / (1 + np.exp(-gate)) * up
+            y[tokens, slots] = experts.product(h, inputs["down_proj"][expert], problem.format)
+        here = (ids >= 0)[..., None]
+        out = np.where(here, shares[..., None] * y, 0.0).sum(1)
+        return {"out": round_to(out, problem.dtype)}
+
+    def work(self, problem: FusedMoe) -> Work:
+        """Count the products, and the bytes of the experts that are touched and of the rows."""
+        hidden, inner, form = problem.hidden_size, problem.intermediate_size, problem.format
+        weight = experts.weight_bytes(2 * inner, hidden, form)
+        weight += experts.weight_bytes(hidden, inner, form)
+        rows = 2 * problem.tokens * hidden * itemsize(problem.dtype)
+        pairs = problem.tokens * problem.top_k
+        moved = experts.touched(problem) * weight + rows + 8 * pairs
+        return Work(6 * pairs * hidden * inner, moved, integer=form != "bf16")
+
+    def tolerance(self, problem: FusedMoe, output: str) -> Tolerance:
+        """Return the tolerance of out."""
+        return experts.tolerance(problem.dtype)
+
+    def random_bytes(self, problem: FusedMoe, argument: str, count: int, seed: int) -> Any:
+        """Draw bytes that are finite weights in any layout."""
+        return random_words(count, seed)
+
+    def formats(self) -> dict[str, float]:
+        """Return bits per weight of each format, in long rows."""
+        return {name: coding.bits(1 << 12) for name, coding in FORMATS.items()}
+
+    def examples(self) -> tuple[FusedMoe, ...]:
+        """Return a MiMo-V2-Flash layer for one token and for eight."""
+        return (FusedMoe(1, 256, 8, 4096, 2048), FusedMoe(8, 256, 8, 4096, 2048))
+
+    def parse_shape(self, text: str, **fields: Any) -> FusedMoe:
+        """Read ``TOKENSxEXPERTSxTOP_KxHIDDENxINTERMEDIATE``."""
+        parts = text.split("x")
+        if len(parts) != 5 or not all(part.isdigit() for part in parts):
+            raise ProblemError(
+                f"fused_moe: shape {text!r}; allowed: TOKENSxEXPERTSxTOP_KxHIDDENxINTERMEDIATE, "
+                "for example 8x256x8x4096x2048"
+            )
+        tokens, num_experts, top_k, hidden, inner = (int(part) for part in parts)
+        return FusedMoe(tokens, num_experts, top_k, hidden, inner, **fields)
+
+
+FUSED_MOE = FusedMoeOperator()

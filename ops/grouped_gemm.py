@@ -1,0 +1,154 @@
+"""Grouped GEMM: every token times the weights of each expert that it is routed to.
+
+    y[t, j] = x[t] @ w[topk_ids[t, j]]^T
+
+No sorting is asked of the caller: kernels find the rows of each expert. Rows that are sorted
+already are tokens of one expert each (``top_k`` 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from wattune.errors import ProblemError
+from wattune.ops import experts
+from wattune.ops.dtypes import itemsize, round_to
+from wattune.ops.expert_weights import FORMATS, random_words
+from wattune.ops.fields import integer, number, one_of
+from wattune.ops.operator import Argument, Array, Operator, Problem, Tolerance, Work
+
+
+@dataclass(frozen=True)
+class GroupedGemm(Problem):
+    """y[tokens, top_k, out_features] = x[tokens, in_features] @ w[topk_ids[tokens, top_k]]^T.
+
+    ``format`` is that of the weights: bf16, int8 (a scale a row) or int4 (scale and zero for each
+    128 columns). Activations are rounded to bfloat16, beside integer weights to int8 per token.
+    Rows of an id of -1 (an expert elsewhere) are 0. ``skew`` is that of the routing that inputs are
+    drawn with: the expert of rank r is as popular as (r + 1)^-skew.
+    """
+
+    operator: ClassVar[str] = "grouped_gemm"
+    runtime: ClassVar[tuple[str, ...]] = ("tokens",)
+
+    tokens: int
+    num_experts: int
+    top_k: int
+    out_features: int
+    in_features: int
+    dtype: str = "bfloat16"
+    format: str = "bf16"
+    skew: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("tokens", "num_experts", "out_features"):
+            integer(self, name, 1)
+        integer(self, "in_features", 1, 1 << 16)
+        integer(self, "top_k", 1, self.num_experts)
+        one_of(self, "dtype", ("bfloat16", "float32"))
+        one_of(self, "format", FORMATS)
+        number(self, "skew")
+        experts.check_depth(self, "in_features", self.format)
+
+    def shared_data(self) -> str:
+        """Name the weights: one packed copy serves every token bucket."""
+        sizes = f"{self.num_experts}x{self.out_features}x{self.in_features}"
+        return f"grouped_gemm.w:{sizes}:{self.format}"
+
+
+class GroupedGemmOperator(Operator[GroupedGemm]):
+    """The operator object of `GroupedGemm`."""
+
+    name = "grouped_gemm"
+    summary = "y[t, j] = x[t] @ w[topk_ids[t, j]]^T, weights bf16, int8 or int4"
+    problem = GroupedGemm
+
+    @property
+    def signature(self) -> tuple[str, ...]:
+        """Name every argument in calling order."""
+        return ("x", "w", "topk_ids", "workspace", "y")
+
+    def arguments(self, problem: GroupedGemm) -> tuple[Argument, ...]:
+        """Describe every tensor."""
+        n, k = problem.out_features, problem.in_features
+        return (
+            Argument("x", ("tokens", k), problem.dtype, "input"),
+            experts.weights("w", "weights", (problem.num_experts, n, k), problem.format),
+            experts.topk_ids(problem.top_k, problem.num_experts),
+            Argument("workspace", ("workspace_bytes",), "uint8", "workspace"),
+            Argument("y", ("tokens", problem.top_k, n), problem.dtype, "output"),
+        )
+
+    def make_inputs(self, problem: GroupedGemm, rng: np.random.Generator) -> dict[str, Array]:
+        """Draw activations, weights and routing."""
+        w = self.arguments(problem)[1]
+        return {
+            **self.timing_inputs(problem, rng),
+            "weights": experts.make_weights(w, problem.in_features, problem.format, rng),
+        }
+
+    def verification_inputs(
+        self, problem: GroupedGemm, rng: np.random.Generator
+    ) -> dict[str, Array]:
+        """Draw routing that kernels get wrong, and NaN for the experts that nobody chose."""
+        inputs = self.make_inputs(problem, rng)
+        inputs["topk_ids"] = experts.hard_routes(problem, rng)
+        experts.poison_untouched(inputs["weights"], inputs["topk_ids"], problem.format)
+        return inputs
+
+    def timing_inputs(self, problem: GroupedGemm, rng: np.random.Generator) -> dict[str, Array]:
+        """Draw activations and routing."""
+        x = rng.standard_normal((problem.tokens, problem.in_features), dtype=np.float32)
+        return {"x": round_to(x, problem.dtype), "topk_ids": experts.route(problem)}
+
+    def reference(self, problem: GroupedGemm, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute y expert by expert in float64, rounded once."""
+        ids = inputs["topk_ids"]
+        y = np.zeros((*ids.shape, problem.out_features))
+        for expert, tokens, slots in experts.by_expert(ids):
+            rows = inputs["x"][tokens]
+            y[tokens, slots] = experts.product(rows, inputs["weights"][expert], problem.format)
+        return {"y": round_to(y, problem.dtype)}
+
+    def work(self, problem: GroupedGemm) -> Work:
+        """Count the products, and the bytes of the experts that are touched and of the rows."""
+        n, k, pairs = problem.out_features, problem.in_features, problem.tokens * problem.top_k
+        weight = experts.weight_bytes(n, k, problem.format)
+        rows = (problem.tokens * k + pairs * n) * itemsize(problem.dtype)
+        moved = experts.touched(problem) * weight + rows
+        return Work(2 * pairs * n * k, moved, integer=problem.format != "bf16")
+
+    def tolerance(self, problem: GroupedGemm, output: str) -> Tolerance:
+        """Return the tolerance of y."""
+        return experts.tolerance(problem.dtype)
+
+    def random_bytes(self, problem: GroupedGemm, argument: str, count: int, seed: int) -> Any:
+        """Draw bytes that are finite weights in any layout."""
+        return random_words(count, seed)
+
+    def formats(self) -> dict[str, float]:
+        """Return bits per weight of each format, in long rows."""
+        return {name: coding.bits(1 << 12) for name, coding in FORMATS.items()}
+
+    def examples(self) -> tuple[GroupedGemm, ...]:
+        """Return the gate and up projections of a MiMo-V2-Flash layer."""
+        return (GroupedGemm(1, 256, 8, 4096, 4096), GroupedGemm(8, 256, 8, 4096, 4096))
+
+    def parse_shape(self, text: str, **fields: Any) -> GroupedGemm:
+        """Read ``TOKENSxEXPERTSxTOP_KxOUTxIN``."""
+        parts = text.split("x")
+        if len(parts) != 5 or not all(part.isdigit() for part in parts):
+            raise ProblemError(
+                f"grouped_gemm: shape {text!r}; allowed: TOKENSxEXPERTSxTOP_KxOUTxIN, for example "
+                "8x256x8x4096x4096"
+            )
+        tokens, num_experts, top_k, out, inside = (int(part) for part in parts)
+        return GroupedGemm(tokens, num_experts, top_k, out, inside, **fields)
+
+
+GROUPED_GEMM = GroupedGemmOperator()

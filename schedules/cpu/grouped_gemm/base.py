@@ -1,0 +1,167 @@
+"""What the templates of grouped GEMM and of fused mixture of experts share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+from wattune.ops import operator
+from wattune.ops.experts import touched
+from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.grouped_gemm.counts import count
+from wattune.schedules.cpu.grouped_gemm.kernel import Kernel, Names
+from wattune.schedules.cpu.grouped_gemm.layout import ExpertLayout
+from wattune.schedules.cpu.grouped_gemm.plan import Plan
+from wattune.schedules.cpu.grouped_gemm.tile import Engine
+from wattune.schedules.program import Tensors, tensor_program
+from wattune.schedules.space import Constraint, Knob, Space, Value
+from wattune.schedules.target import Target
+from wattune.schedules.template import Counts, Layout, Template
+
+ROW_BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+PARTS = (1, 2, 4, 8, 16)
+# Reading an expert once for each of its rows costs at most this much more.
+_REPEATED = 1.02
+
+
+class ExpertTemplate(Template):
+    """A template of the phases in `kernel`; subclasses know the operator, and the instructions."""
+
+    names: ClassVar[Names]
+    # Sums of 16 rows that registers hold beside the vectors of weights, all counted.
+    registers: ClassVar[int]
+    default_groups: ClassVar[int] = 2
+
+    @abstractmethod
+    def products(self, problem: Any, groups: int) -> tuple[ExpertLayout, ...]:
+        """Return the packed weights in the order of use."""
+
+    @abstractmethod
+    def engine(self, problem: Any, target: Target) -> Engine | None:
+        """Return how products are made; None where the target cannot."""
+
+    def applies(self, problem: Any, target: Target) -> bool:
+        """Say whether the target has the instructions."""
+        return self.engine(problem, target) is not None
+
+    def space(self, problem: Any, target: Target) -> Space:
+        """Knobs: interleave, rows at once, order, parts of an expert, prefetch, unrolling."""
+        pairs = problem.tokens * problem.top_k
+        each = -(-pairs // touched(problem))
+        single = pairs <= _REPEATED * touched(problem)
+        room = max(1, self.registers // self.default_groups - 1)
+        fitting = [r for r in ROW_BLOCKS if r <= max(1, min(problem.tokens, room))]
+        enough = next((r for r in fitting if r >= each), fitting[-1])
+        parts = sorted({*PARTS, target.threads})
+        knobs = (
+            Knob("groups", (1, 2, 4), self.default_groups, layout=True),
+            Knob(
+                "row_block",
+                tuple(r for r in ROW_BLOCKS if r <= max(1, problem.tokens)),
+                1 if single else enough,
+            ),
+            Knob("order", ("expert", "pair"), "pair" if single else "expert"),
+            Knob("parts", tuple(parts), target.threads),
+            Knob("prefetch", (0, 1024, 2048, 4096, 8192, 16384), 4096),
+            Knob("unroll", (1, 2, 4), 2),
+        )
+        constraints = (
+            Constraint(
+                f"groups * (row_block + 1) must fit {self.registers} sums",
+                lambda v: int(v["groups"]) * (int(v["row_block"]) + 1) <= self.registers,
+            ),
+            Constraint(
+                "pairs one by one have one row each",
+                lambda v: v["order"] == "expert" or v["row_block"] == 1,
+            ),
+        )
+        return Space(self.name, knobs, constraints)
+
+    def layout(self, problem: Any, values: Mapping[str, Value]) -> Layout:
+        """The format and how many groups of 16 rows interleave."""
+        return Layout.make(problem.format, groups=values["groups"])
+
+    def plan(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Plan:
+        """Return the sizes of a kernel."""
+        engine = self.engine(problem, target)
+        assert engine is not None
+        return Plan(
+            tokens=problem.tokens,
+            top_k=problem.top_k,
+            experts=problem.num_experts,
+            threads=target.threads,
+            products=self.products(problem, int(values["groups"])),
+            activation=engine.activation,
+            row_block=int(values["row_block"]),
+            order=str(values["order"]),
+            parts=int(values["parts"]),
+            prefetch=int(values["prefetch"]),
+            unroll=int(values["unroll"]),
+        )
+
+    def sizes(self, problem: Any, target: Target, values: Mapping[str, Value]) -> dict[str, int]:
+        """Bytes of the packed weights and of the workspace."""
+        plan = self.plan(problem, target, values)
+        packed = zip(self.names.weights, plan.products, strict=True)
+        found = {f"{name}_bytes": product.bytes for name, product in packed}
+        return {**found, "workspace_bytes": plan.areas.bytes}
+
+    def pack(self, problem: Any, values: Mapping[str, Value]) -> dict[str, Any]:
+        """Return the programs that pack the weights."""
+        arguments = {a.name: a for a in operator(self.operator).arguments(problem)}
+        products = self.products(problem, int(values["groups"]))
+        packed = zip(self.names.weights, products, strict=True)
+        return {name: product.pack_program(arguments[name]) for name, product in packed}
+
+    def lower(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Any:
+        """Return the kernel."""
+        return self.lower_until(problem, target, values, "")
+
+    def lower_until(
+        self, problem: Any, target: Target, values: Mapping[str, Value], phase: str
+    ) -> Any:
+        """Return a kernel that ends after a phase: what `benchmarks/moe_phases.py` times."""
+        engine = self.engine(problem, target)
+        assert engine is not None
+        plan = self.plan(problem, target, values)
+        kernel = Kernel(plan, engine, self.names, problem.dtype, phase)
+
+        def body(tensors: Tensors) -> None:
+            with vector.bf16_functions() if engine.activation == "bf16" else nullcontext():
+                kernel.emit(tensors)
+
+        sizes = self.sizes(problem, target, values)
+        return tensor_program(operator(self.operator).arguments(problem), sizes, body)
+
+    def counts(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Counts:
+        """Count what the kernel does for the experts that the problem's routing touches."""
+        return count(self.plan(problem, target, values), touched(problem))
+
+
+class GroupedGemmTemplate(ExpertTemplate):
+    """One product."""
+
+    operator = "grouped_gemm"
+    names = Names("x", ("w",), "", "y")
+
+    def products(self, problem: Any, groups: int) -> tuple[ExpertLayout, ...]:
+        """Return the weights."""
+        sizes = problem.num_experts, problem.out_features, problem.in_features
+        return (ExpertLayout(problem.format, *sizes, groups),)
+
+
+class FusedMoeTemplate(ExpertTemplate):
+    """Gate and up in one product, then down."""
+
+    operator = "fused_moe"
+    names = Names("hidden_states", ("w1", "w2"), "topk_weights", "out")
+
+    def products(self, problem: Any, groups: int) -> tuple[ExpertLayout, ...]:
+        """Return the weights of gate and up, and of down."""
+        count, hidden, inner = problem.num_experts, problem.hidden_size, problem.intermediate_size
+        return (
+            ExpertLayout(problem.format, count, 2 * inner, hidden, groups),
+            ExpertLayout(problem.format, count, hidden, inner, groups),
+        )

@@ -1,0 +1,243 @@
+"""Products of vectors of weights with activations: bfloat16, int8 and int4, wide and portable."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tvm.script import tirx as T
+
+from wattune.schedules.cpu import math, vector
+from wattune.schedules.cpu.grouped_gemm.layout import INT8_OFFSET, LANE, ROWS
+from wattune.schedules.cpu.grouped_gemm.tile import F32, I32, LANES, Engine, Tile
+from wattune.schedules.cpu.vector import Registers
+
+Expr = Any
+Buffer = Any
+
+
+class DotBf16(Engine):
+    """Two products of bfloat16 a lane and instruction (vdpbf16ps)."""
+
+    activation = "bf16"
+
+    def emit(self, tile: Tile) -> Callable[[int, int], Expr]:
+        """Multiply pairs of columns."""
+        rows, sums = tile.row_starts(), tile.zeros("float32")
+
+        def step(at: Expr) -> None:
+            loaded = tile.load(tile.base + at * tile.product.step_bytes)
+            pairs = [T.reinterpret(I32, codes) for codes in loaded]
+            for r, row in enumerate(rows):
+                x = vector.splat(vector.load_as(tile.memory.activations, row + at * LANE, "int32"))
+                for g, pair in enumerate(pairs):
+                    slot = tile.slot(r, g)
+                    sums.store(slot, vector.dot_pairs_bf16(sums.load(slot, F32), pair, x))
+
+        tile.steps(tile.product.steps, step)
+        return lambda r, g: sums.load(tile.slot(r, g), F32)
+
+
+class FloatBf16(Engine):
+    """bfloat16 widened to float32 by a shift or a mask, then multiplied."""
+
+    activation = "f32"
+
+    def emit(self, tile: Tile) -> Callable[[int, int], Expr]:
+        """Multiply the lower column of each lane, then the upper one."""
+        rows, sums = tile.row_starts(), tile.zeros("float32")
+
+        def step(at: Expr) -> None:
+            loaded = tile.load(tile.base + at * tile.product.step_bytes)
+            for column in range(2):
+                wide = [T.bind(_half(T.reinterpret(I32, codes), column)) for codes in loaded]
+                for r, row in enumerate(rows):
+                    place = row + (at * 2 + column) * 4
+                    x = vector.splat(vector.load_as(tile.memory.activations, place, "float32"))
+                    for g, w in enumerate(wide):
+                        slot = tile.slot(r, g)
+                        sums.store(slot, vector.multiply_add(w, x, sums.load(slot, F32)))
+
+        tile.steps(tile.product.steps, step)
+        return lambda r, g: sums.load(tile.slot(r, g), F32)
+
+
+def _half(pairs: Expr, column: int) -> Expr:
+    """Return one of the two bfloat16 of each lane as float32."""
+    if column == 0:
+        return math.as_real(T.shift_left(pairs, math.integer(16, LANES)), LANES)
+    return math.as_real(T.bitwise_and(pairs, math.integer(-0x10000, LANES)), LANES)
+
+
+@dataclass(frozen=True)
+class ByteDot:
+    """Sums of four products of bytes in ``lanes`` 32-bit lanes.
+
+    ``codes(total, codes, x)`` takes codes of at most 15, ``offset(total, codes, x)`` codes + 128;
+    x is four activations in every lane. ``biased``: whether sums of the latter count the 128 too.
+    """
+
+    lanes: int
+    codes: Callable[[Expr, Expr, Expr], Expr]
+    offset: Callable[[Expr, Expr, Expr], Expr]
+    biased: bool
+
+    def add(
+        self, tile: Tile, sums: Registers, codes: list[Expr], at: list[Expr], wide: bool
+    ) -> None:
+        """Add the vectors' products with the four activations at each row's byte."""
+        dot = self.offset if wide else self.codes
+        for r, place in enumerate(at):
+            x = vector.splat_quad(tile.memory.activations, place, self.lanes)
+            for g, vectors in enumerate(codes):
+                for part in range(0, LANES, self.lanes):
+                    slot = tile.slot(r, g) + part
+                    total = sums.load(slot, f"int32x{self.lanes}")
+                    sums.store(slot, dot(total, self._part(vectors, part), x))
+
+    def _part(self, codes: Expr, part: int) -> Expr:
+        if self.lanes == LANES:
+            return codes
+        first, count = part * LANE, self.lanes * LANE
+        return T.Shuffle([codes], list(range(first, first + count)))
+
+
+class Integer(Engine):
+    """What the engines of int8 and int4 share: activations in int8, products of bytes."""
+
+    activation = "int8"
+
+    def __init__(self, dot: ByteDot, half: Callable[[Expr], Expr]) -> None:
+        """Take the products, and the conversion of 16 float16 (as bits) to float32."""
+        self.dot = dot
+        self.half = half
+
+    @abstractmethod
+    def emit(self, tile: Tile) -> Callable[[int, int], Expr]:
+        """Emit the product."""
+
+
+class Int8(Integer):
+    """One int32 sum of all columns, scaled at the end."""
+
+    def emit(self, tile: Tile) -> Callable[[int, int], Expr]:
+        """Multiply quads of columns."""
+        rows, sums = tile.row_starts(), tile.zeros("int32")
+
+        def step(at: Expr) -> None:
+            codes = tile.load(tile.base + at * tile.product.step_bytes)
+            self.dot.add(tile, sums, codes, [row + at * LANE for row in rows], wide=True)
+
+        tile.steps(tile.product.steps, step)
+
+        def value(r: int, g: int) -> Expr:
+            total = sums.load(tile.slot(r, g), I32)
+            if self.dot.biased:
+                total = total - tile.total(r, T.int64(0))
+            scale = tile.floats(tile.base + tile.product.codes_bytes, g)
+            return T.cast(total, F32) * (scale * tile.scale(r))
+
+        return value
+
+
+class Int4(Integer):
+    """An int32 sum of each group of columns, scaled and added to float32 sums."""
+
+    _MASK: ClassVar[int] = 15
+
+    def emit(self, tile: Tile) -> Callable[[int, int], Expr]:
+        """Multiply group after group."""
+        product = tile.product
+        rows, sums = tile.row_starts(), tile.zeros("float32")
+        with T.serial(product.scale_groups) as index:
+            group = T.bind(T.cast(index, "int64"))
+            start = T.bind(tile.base + group * product.group_bytes)
+            columns = T.bind(group * (product.group_steps * product.lane_columns))
+            parts = tile.zeros("int32")
+
+            def step(at: Expr) -> None:
+                packed = tile.load(start + (at + 1) * product.step_bytes)
+                for high in range(2):
+                    codes = [T.bind(self._nibbles(codes, high)) for codes in packed]
+                    place = columns + at * product.lane_columns + high * LANE
+                    self.dot.add(tile, parts, codes, [row + place for row in rows], wide=False)
+
+            tile.steps(product.group_steps, step)
+            self._add_scaled(tile, sums, parts, start, group)
+        return lambda r, g: sums.load(tile.slot(r, g), F32) * tile.scale(r)
+
+    def _nibbles(self, codes: Expr, high: int) -> Expr:
+        if high:
+            codes = vector.shift_fields(codes, 4)
+        return T.bitwise_and(codes, vector.splat_u8(self._MASK))
+
+    def _add_scaled(
+        self, tile: Tile, sums: Registers, parts: Registers, start: Expr, group: Expr
+    ) -> None:
+        """Add scale * (sum - zero * total) of a group of columns."""
+        for g in range(tile.groups):
+            params = start + g * LANES * LANE
+            scale = T.bind(self.half(vector.load_bytes(tile.weights, params, 2 * ROWS)))
+            zero = self.half(vector.load_bytes(tile.weights, params + 2 * ROWS, 2 * ROWS))
+            shift = T.bind(scale * zero)
+            for r in range(tile.rows):
+                slot = tile.slot(r, g)
+                whole = T.cast(parts.load(slot, I32), F32)
+                total = T.cast(tile.total(r, group), F32)
+                added = vector.multiply_add(whole, scale, sums.load(slot, F32))
+                sums.store(slot, added - shift * total)
+
+
+def half_by_cast(raw: Expr) -> Expr:
+    """Convert 16 float16 on CPUs that can."""
+    return T.cast(T.reinterpret(f"float16x{LANES}", raw), F32)
+
+
+def half_by_bits(raw: Expr) -> Expr:
+    """Convert 16 finite float16 by moving the exponent."""
+    bits = T.bind(T.cast(T.reinterpret(f"uint16x{LANES}", raw), I32))
+    size = T.shift_left(T.bitwise_and(bits, math.integer(0x7FFF, LANES)), math.integer(13, LANES))
+    scaled = T.bind(math.as_real(size, LANES) * math.real(2.0**112, LANES))
+    sign = T.shift_left(T.bitwise_and(bits, math.integer(0x8000, LANES)), math.integer(16, LANES))
+    return math.as_real(T.bitwise_or(math.as_integer(scaled, LANES), sign), LANES)
+
+
+def _signed(codes: Expr) -> Expr:
+    return T.reinterpret(str(codes.ty.dtype).replace("uint8", "int8"), codes)
+
+
+def _vnni(bits: int) -> Callable[[Expr, Expr, Expr], Expr]:
+    return lambda total, codes, x: vector.dot_u8s8(total, _signed(codes), x, bits)
+
+
+def _pairs(total: Expr, codes: Expr, x: Expr) -> Expr:
+    """Add by way of 16-bit lanes, which hold two products of codes up to 15 (AVX2)."""
+    pairs = vector.dot_pairs_u8s8(_signed(codes), x)
+    return total + vector.dot_pairs_s16(pairs, vector.splat(T.int16(1), 16))
+
+
+def _signed_pairs(total: Expr, codes: Expr, x: Expr) -> Expr:
+    """Add products of |w| and x with w's sign: two of at most 128 * 127 fit 16 bits (AVX2)."""
+    w = T.bind(_signed(T.bitwise_xor(codes, vector.splat_u8(INT8_OFFSET, 32))))
+    size = vector.apply_sign(w, w)
+    pairs = vector.dot_pairs_u8s8(size, vector.apply_sign(x, w))
+    return total + vector.dot_pairs_s16(pairs, vector.splat(T.int16(1), 16))
+
+
+def _plain(total: Expr, codes: Expr, x: Expr) -> Expr:
+    """Add in 32-bit arithmetic, a byte of each lane after the other."""
+    words, quads = T.bind(T.reinterpret(I32, codes)), T.bind(T.reinterpret(I32, x))
+    for byte in range(LANE):
+        shift = math.integer(8 * byte, LANES)
+        code = T.bitwise_and(T.shift_right(words, shift), math.integer(255, LANES))
+        up = T.shift_left(quads, math.integer(24 - 8 * byte, LANES))
+        total = total + code * T.shift_right(up, math.integer(24, LANES))
+    return total
+
+
+VNNI = ByteDot(16, _vnni(512), _vnni(512), biased=True)
+VNNI_256 = ByteDot(8, _vnni(256), _vnni(256), biased=True)
+AVX2 = ByteDot(8, _pairs, _signed_pairs, biased=False)
+PLAIN = ByteDot(16, _plain, _plain, biased=True)
