@@ -51,9 +51,10 @@ class Knob:
         return tuple(self.values[i] for i in (at - 1, at + 1) if 0 <= i < len(self.values))
 
     def encode(self, value: Value) -> dict[str, float]:
-        """Return features of a value: log2(1 + v) of a number, one column a value otherwise."""
+        """Return features of a value: log2(1 + |v|) with the sign of v, or one column a value."""
         if self.ordered:
-            return {self.name: math.log2(1 + int(value))}
+            number = int(value)
+            return {self.name: math.copysign(math.log2(1 + abs(number)), number)}
         return {f"{self.name}={v}": float(v == value) for v in self.values}
 
 

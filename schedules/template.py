@@ -164,11 +164,17 @@ def _templates(kind: str) -> tuple[Template, ...]:
     return tuple(found)
 
 
+def _known(problem: Problem, target: Target) -> tuple[Template, ...]:
+    """Return the registered templates; a recorded table brings its own."""
+    own: tuple[Template, ...] | None = getattr(problem, "templates", None)
+    return _templates(target.kind) if own is None else own
+
+
 def templates_for(problem: Problem, target: Target) -> tuple[Template, ...]:
     """Return the applicable templates, the default one first."""
     found = tuple(
         t
-        for t in _templates(target.kind)
+        for t in _known(problem, target)
         if t.operator == problem.operator and t.applies(problem, target)
     )
     if not found:
@@ -178,7 +184,7 @@ def templates_for(problem: Problem, target: Target) -> tuple[Template, ...]:
 
 def template_of(candidate: Candidate) -> Template:
     """Return the template a candidate's schedule names."""
-    known = {t.name: t for t in _templates(candidate.target.kind)}
+    known = {t.name: t for t in _known(candidate.problem, candidate.target)}
     try:
         return known[candidate.schedule.template]
     except KeyError:

@@ -16,6 +16,7 @@ _COMMANDS = {
     "bench": "bench",
     "report": "report",
     "inspect": "inspect",
+    "replay": "replay",
     "pack": "library",
     "export-records": "records",
     "import-records": "records",

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wattune import errors, ops
     from wattune.compiler.library import compile, load
+    from wattune.compiler.replay import replay
     from wattune.compiler.tuner import tune
     from wattune.ops.ternary_gemm import TernaryGemm
     from wattune.schedules.target import Target
 
 __version__ = "0.1.0"
-__all__ = ["Target", "TernaryGemm", "compile", "errors", "load", "ops", "tune"]
+__all__ = ["Target", "TernaryGemm", "compile", "errors", "load", "ops", "replay", "tune"]
 
 # Public name -> where it lives. Nothing is imported before it is used: a deployment that only
 # loads libraries never touches the compiler.
@@ -24,6 +25,7 @@ _LAZY = {
     "errors": ("wattune.errors", None),
     "load": ("wattune.compiler.library", "load"),
     "ops": ("wattune.ops", None),
+    "replay": ("wattune.compiler.replay", "replay"),
     "tune": ("wattune.compiler.tuner", "tune"),
 }
 
