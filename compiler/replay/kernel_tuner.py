@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from wattune.compiler.replay.recording import STANDARD_ERROR, Recording, Row, recording
@@ -60,8 +60,8 @@ def from_kernel_tuner(data: Mapping[str, Any], energy: str | None = None) -> Rec
     """Read a cache file; ``energy`` names the column of joules where it has an unusual name."""
     names = list(data["tune_params_keys"])
     size = data.get("problem_size")
-    sizes = list(size) if isinstance(size, Sequence) and not isinstance(size, str) else [size]
-    fields = {"operator": str(data.get("kernel_name") or "kernel")}
+    sizes = list(size) if isinstance(size, list) else [size]
+    fields: dict[str, Any] = {"operator": str(data.get("kernel_name") or "kernel")}
     fields |= {f"size_{at}": value for at, value in enumerate(sizes)}
     entries = list(data["cache"].values())
     column = _energy_column(set().union(*entries), energy)

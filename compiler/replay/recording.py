@@ -37,11 +37,12 @@ ABSENT = "-"
 class Row:
     """One measured point: latency in seconds or a failure, joules where energy was measured.
 
-    ``counts``: what its template counted, where it is known; ``facts`` as in a `Record`.
+    Fractions among the values become text in a recording. ``counts``: what its template counted,
+    where it is known; ``facts`` as in a `Record`.
     """
 
     template: str
-    values: Mapping[str, Value]
+    values: Mapping[str, Any]
     seconds: float | None = None
     failure: FailureKind | None = None
     joules: float | None = None

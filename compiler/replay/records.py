@@ -61,7 +61,7 @@ def row_of(record: Record) -> Row:
     return Row(
         candidate.schedule.template,
         candidate.schedule.values,
-        measured and measured.latency,
+        record.latency if record.valid else None,
         record.failure,
         record.joules,
         record.message,
