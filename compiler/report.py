@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
 from wattune.compiler import objective, report_charts
 from wattune.compiler.report_data import PREDICTED, ProblemReport, Report
 from wattune.compiler.search.energy_policy import Decision
+from wattune.cost_models.evaluate import Trial
 from wattune.errors import MissingDependencyError
 
 TEMPLATE = "report.html.j2"
@@ -31,6 +33,8 @@ def render(report: Report) -> str:
         stale=[str(part.problem) for part in report.problems if part.selected is None],
         curves=report_charts.curves({str(p.problem): p.speeds for p in report.problems}),
         predictions=_predictions(report),
+        held_out=_held_out(report),
+        accuracy=[_accuracy(trial) for trial in report.accuracy],
         front=_front(report),
         energy={str(p): [_decision(one) for one in rounds] for p, rounds in report.energy.items()},
     )
@@ -95,6 +99,28 @@ def _predictions(report: Report) -> str | None:
         if part.predicted
     }
     return report_charts.predictions(series) if series else None
+
+
+def _held_out(report: Report) -> str | None:
+    """Draw what a fresh cost model says of candidates it was not trained on."""
+    series = {
+        str(trial.problem): (list(trial.measured * 1e6), list(trial.predicted * 1e6))
+        for trial in report.accuracy
+    }
+    if not series:
+        return None
+    return report_charts.predictions(series, "Predicted against measured latency, held out")
+
+
+def _accuracy(trial: Trial) -> dict[str, str]:
+    """Return the texts of one line of the table of the cost model's accuracy."""
+    figures = asdict(trial.accuracy)
+    return {
+        "problem": str(trial.problem),
+        "trained": str(trial.trained),
+        "held_out": str(trial.held_out),
+        **{name: "-" if value is None else f"{value:.2f}" for name, value in figures.items()},
+    }
 
 
 def _front(report: Report) -> str | None:

@@ -28,7 +28,9 @@ def curves(series: Mapping[str, Sequence[float]]) -> str:
     return _svg(draw, "Tuning curves")
 
 
-def predictions(series: Mapping[str, Points]) -> str:
+def predictions(
+    series: Mapping[str, Points], label: str = "Predicted against measured latency"
+) -> str:
     """Draw predicted over measured microseconds, with the diagonal."""
 
     def draw(axes: Any) -> None:
@@ -42,7 +44,7 @@ def predictions(series: Mapping[str, Points]) -> str:
         _plain_ticks(axes.xaxis, axes.yaxis)
         _legend(axes)
 
-    return _svg(draw, "Predicted against measured latency")
+    return _svg(draw, label)
 
 
 def front(measured: Mapping[str, Points], best: Mapping[str, Points]) -> str:

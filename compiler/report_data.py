@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from wattune.compiler.accuracy import maker, measured_rates_of
 from wattune.compiler.database import Database
 from wattune.compiler.measure.confirm import SESSION
 from wattune.compiler.models.step import tokens_of
@@ -18,6 +19,7 @@ from wattune.compiler.search.groups import weights_of
 from wattune.compiler.search.standings import eligible, one_a_trial
 from wattune.compiler.select import select_from
 from wattune.compiler.step_time import Calls, ms_per_token
+from wattune.cost_models.evaluate import Trial, evaluate, summary
 from wattune.errors import DatabaseError
 from wattune.ops import Problem, Work, operator
 from wattune.schedules.candidate import FAILURE_KINDS, Record, Schedule
@@ -26,6 +28,8 @@ from wattune.schedules.template import default_candidate
 
 # The fact of a record that holds what the cost model predicted before it was measured.
 PREDICTED = "predicted_seconds"
+# Candidates of a problem without which a cost model is not judged, and those that train it.
+_LEAST_JUDGED, _MOST_TRAINED = 16, 64
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,8 @@ class Bucket:
 class Report:
     """Everything the page shows; ``buckets`` is empty where no model was named.
 
-    ``energy``: what was decided, round by round, about which energies to measure.
+    ``energy``: what was decided, round by round, about which energies to measure. ``accuracy``: how
+    well a fresh cost model knows candidates that it was not trained on.
     """
 
     target: Target
@@ -182,6 +187,7 @@ class Report:
     unmeasured: tuple[Problem, ...] = ()
     buckets: tuple[Bucket, ...] = ()
     energy: Mapping[Problem, Sequence[Decision]] = field(default_factory=dict)
+    accuracy: Sequence[Trial] = ()
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M"))
 
     @property
@@ -224,6 +230,7 @@ class Report:
             "unmeasured": [problem.to_json() for problem in self.unmeasured],
             "failures": {kind: len(found) for kind, found in self.failures.items()},
             "energy_sources": self.energy_sources,
+            "accuracy": summary(self.accuracy),
             "energy_decisions": [
                 {"problem": problem.to_json(), "rounds": [one.to_json() for one in rounds]}
                 for problem, rounds in self.energy.items()
@@ -281,6 +288,23 @@ def with_decisions(report: Report, database: Database) -> Report:
         if (state := database.get_state(name)) is not None:
             found[part.problem] = decisions_of(state)
     return replace(report, energy=found)
+
+
+def with_accuracy(report: Report, database: Database) -> Report:
+    """Return the report with the cost model's accuracy on the records that it shows.
+
+    One split a problem: half of its candidates, at most 64, train a fresh model. Problems with
+    fewer than 16 candidates are left out.
+    """
+    make = maker(
+        "xgboost", report.mode, measured_rates_of(database, report.target, report.fingerprint)
+    )
+    found: list[Trial] = []
+    for part in report.problems:
+        count = len({record.candidate for record in part.records})
+        if count >= _LEAST_JUDGED:
+            found += evaluate(make, [*part.records, *part.failures], min(count // 2, _MOST_TRAINED))
+    return replace(report, accuracy=found)
 
 
 def _selected(

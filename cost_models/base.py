@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,8 +95,17 @@ def model_names() -> tuple[str, ...]:
 
 def cost_model(name: str, **options: Any) -> CostModel:
     """Build a cost model: ``xgboost``, ``mlp``, ``prior`` (physics alone) or ``random``."""
+    return _class_of(name)(**options)
+
+
+def model_options(name: str) -> tuple[str, ...]:
+    """Return the options that `cost_model` takes for this name."""
+    return tuple(signature(_class_of(name)).parameters)
+
+
+def _class_of(name: str) -> type[CostModel]:
     if name not in _MODELS:
         raise UnknownNameError("cost model", name, _MODELS)
     module, attribute = _MODELS[name]
     found: type[CostModel] = getattr(import_module(f"wattune.cost_models.{module}"), attribute)
-    return found(**options)
+    return found

@@ -1,4 +1,4 @@
-"""Measure a cost model: train on some records of a problem, compare on the others."""
+"""Measure a cost model: train on some records of a task, compare on the others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wattune.cost_models.base import CostModel
+from wattune.cost_models.matrix import FeatureMatrix
 from wattune.cost_models.metrics import (
     average_peak_score,
     banded_spearman,
@@ -21,10 +22,13 @@ from wattune.cost_models.metrics import (
 )
 from wattune.ops import Problem
 from wattune.schedules.candidate import Candidate, Record
+from wattune.schedules.target import Target
 
 Floats = NDArray[np.float64]
 Groups = Sequence[Sequence[Record]]
 
+# The fact of a record whose runs were not kept: the standard error of its latency, in seconds.
+STANDARD_ERROR = "standard_error"
 # Ranks of fewer held-out candidates say nothing.
 _LEAST_HELD_OUT = 8
 _PICKS = 5
@@ -32,7 +36,7 @@ _PICKS = 5
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well a model knows the ``held_out`` candidates of one problem; see `metrics`.
+    """How well a model knows the held-out candidates of one task; see `metrics`.
 
     ``within_1``, ``within_2`` and ``nll`` say whether its uncertainty is right. ``energy_skill``
     is Spearman's correlation of mean power among candidates that are equally fast; None where too
@@ -51,9 +55,10 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Trial:
-    """One split of one problem: what was measured of the held-out candidates, and predicted."""
+    """One split of one task: what was measured of the held-out candidates, and predicted."""
 
     problem: Problem
+    target: Target
     trained: int
     measured: Floats
     predicted: Floats
@@ -70,33 +75,40 @@ def evaluate(
     records: Sequence[Record],
     train: int = 64,
     seed: int = 0,
-    transfer: bool = False,
+    others: Sequence[Record] = (),
 ) -> list[Trial]:
-    """Train a fresh model on ``train`` candidates of each problem and test it on the rest.
+    """Train a fresh model on ``train`` candidates of each task and test it on the rest.
 
-    With ``transfer`` it has seen all records of the other problems before. The records should be
-    of the model's mode, and without ``transfer`` of one machine. All records of a candidate fall
-    on the same side; the trained side keeps failures, the held-out one has none. Problems with
-    fewer than 8 candidates left for the test are not reported.
+    A task is a problem on a target. Before that the model learns from those ``others`` that are
+    not of the task: other shapes, operators or devices. The records should be of the model's mode,
+    and of one machine. All records of a candidate fall on the same side; the trained side keeps
+    failures, the held-out one has none. Records of templates that are gone are left out; tasks with fewer than 8 candidates left for the test are
+    not reported.
     """
-    by_problem: dict[Problem, dict[Candidate, list[Record]]] = {}
+    by_task: dict[tuple[Problem, Target], dict[Candidate, list[Record]]] = {}
+    usable = FeatureMatrix().usable
     for record in records:
-        candidates = by_problem.setdefault(record.candidate.problem, {})
+        if not usable(record.candidate):
+            continue
+        candidates = by_task.setdefault(_task(record), {})
         candidates.setdefault(record.candidate, []).append(record)
     found = []
-    for problem, candidates in by_problem.items():
+    for task, candidates in by_task.items():
         groups = list(candidates.values())
         order = np.random.default_rng(seed).permutation(len(groups))
         shown = [groups[at] for at in order[:train]]
         tests = [groups[at] for at in order[train:] if any(r.valid for r in groups[at])]
-        if len(tests) < _LEAST_HELD_OUT:
+        if len(shown) < train or len(tests) < _LEAST_HELD_OUT:
             continue
         model = make()
-        if transfer:
-            model.update([r for r in records if r.candidate.problem != problem])
-        model.update([record for group in shown for record in group])
-        found.append(_trial(model, problem, len(shown), tests))
+        before = [record for record in others if _task(record) != task]
+        model.update([*before, *(record for group in shown for record in group)])
+        found.append(_trial(model, len(shown), tests))
     return found
+
+
+def _task(record: Record) -> tuple[Problem, Target]:
+    return record.candidate.problem, record.candidate.target
 
 
 def mean_accuracy(trials: Sequence[Trial]) -> dict[str, float | None]:
@@ -109,28 +121,30 @@ def mean_accuracy(trials: Sequence[Trial]) -> dict[str, float | None]:
 
 
 def summary(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Return one row a problem, the mean over its trials, as plain data."""
-    by_problem: dict[Problem, list[Trial]] = {}
+    """Return one row a task, the mean over its trials, as plain data."""
+    by_task: dict[tuple[Problem, Target], list[Trial]] = {}
     for trial in trials:
-        by_problem.setdefault(trial.problem, []).append(trial)
+        by_task.setdefault((trial.problem, trial.target), []).append(trial)
     return [
         {
+            "name": str(problem),
             "problem": problem.to_json(),
+            "target": target.to_json(),
             "splits": len(mine),
             "trained": mine[0].trained,
             "held_out": mine[0].held_out,
             **mean_accuracy(mine),
         }
-        for problem, mine in by_problem.items()
+        for (problem, target), mine in by_task.items()
     ]
 
 
-def _trial(model: CostModel, problem: Problem, trained: int, tests: Groups) -> Trial:
+def _trial(model: CostModel, trained: int, tests: Groups) -> Trial:
     found = model.predict([group[0].candidate for group in tests])
     best = [min(group, key=lambda record: record.latency) for group in tests]
     measured = np.array([record.latency for record in best])
     predicted, std = found.latency, found.latency_std
-    error = np.array([r.measurement.standard_error * r.latency for r in best if r.measurement])
+    error = np.array([_standard_error(record) for record in best])
     accuracy = Accuracy(
         spearman=spearman(predicted, measured),
         pairwise=pairwise_accuracy(predicted, measured, error),
@@ -143,7 +157,16 @@ def _trial(model: CostModel, problem: Problem, trained: int, tests: Groups) -> T
         if found.energy is None
         else _energy_skill(found.energy / predicted, best),
     )
-    return Trial(problem, trained, measured, predicted, accuracy)
+    candidate = best[0].candidate
+    return Trial(candidate.problem, candidate.target, trained, measured, predicted, accuracy)
+
+
+def _standard_error(record: Record) -> float:
+    """Return the standard error of the latency in seconds: of the runs, or as it was recorded."""
+    known = record.facts.get(STANDARD_ERROR)
+    if known is not None or record.measurement is None:
+        return known or 0.0
+    return record.measurement.standard_error * record.latency
 
 
 def _energy_skill(power: Floats, best: Sequence[Record]) -> float | None:

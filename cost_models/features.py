@@ -15,7 +15,7 @@ from wattune.cost_models.prior import Rates, Roofline, default_rates, imbalance,
 from wattune.ops import Problem
 from wattune.schedules.candidate import Candidate, canonical
 from wattune.schedules.cuda.occupancy import WARP, blocks_per_sm, multiprocessor
-from wattune.schedules.space import Space
+from wattune.schedules.space import Space, Value
 from wattune.schedules.target import Target
 from wattune.schedules.template import BlockUse, Counts, template_of
 
@@ -23,6 +23,7 @@ from wattune.schedules.template import BlockUse, Counts, template_of
 # value (1 where it holds, absent otherwise).
 FEATURES: dict[str, str] = {
     "knob.*": "a knob as its space encodes it: log2(1 + value), or one column a value",
+    "align.*": "the largest power of two in a knob's value, where that is not plain: log2",
     "template=*": "the template",
     "mode=*": "cold or hot",
     "problem.*": "a field of the problem: log2(1 + x) of a number, one column a value otherwise",
@@ -78,6 +79,7 @@ def features(
     line = roofline(counts, target, rates or default_rates(target), mode)
     return {
         **{f"knob.{name}": value for name, value in space.encode(values).items()},
+        **_alignments(space, values),
         f"template={template.name}": 1.0,
         f"mode={mode}": 1.0,
         **_place_features(problem, target),
@@ -87,6 +89,18 @@ def features(
         **fact_features(facts or {}),
         **_prior_features(line),
     }
+
+
+def _alignments(space: Space, values: Mapping[str, Value]) -> dict[str, float]:
+    """Encode by which powers of two sizes can be divided: vectors, warps and lines are such."""
+    found = {}
+    for knob in space.knobs:
+        numbers = [v for v in knob.values if isinstance(v, int) and v > 0]
+        # Among powers of two the size says as much.
+        if any(number & (number - 1) for number in numbers):
+            value = int(values[knob.name])
+            found[f"align.{knob.name}"] = math.log2(value & -value) if value > 0 else 0.0
+    return found
 
 
 @cache

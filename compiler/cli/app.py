@@ -18,6 +18,7 @@ _COMMANDS = {
     "inspect": "inspect",
     "replay": "replay",
     "pack": "library",
+    "evaluate-model": "evaluate",
     "export-records": "records",
     "import-records": "records",
     "bundle": "bundle",

@@ -8,7 +8,7 @@ import click
 
 from wattune.compiler.cli.options import Workload, database_option, json_option, problem_options
 from wattune.compiler.cli.output import print_json, say
-from wattune.compiler.report_data import Share, collect, with_decisions
+from wattune.compiler.report_data import Share, collect, with_accuracy, with_decisions
 
 
 @click.command("report")
@@ -33,7 +33,7 @@ def report_command(
         counts, weights, tokens = workload.multiplicity, workload.weights, workload.tokens
         shares = {p: Share(counts[p], weights[p], tokens[p]) for p in counts}
     with Database(database, create=False, read_only=True) as db:
-        report = with_decisions(collect(db.records(), mode, shares), db)
+        report = with_accuracy(with_decisions(collect(db.records(), mode, shares), db), db)
     Path(output).write_text(render(report))
     if as_json:
         print_json(report.to_json())

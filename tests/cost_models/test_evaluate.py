@@ -37,7 +37,7 @@ def test_a_problem_with_too_few_candidates_left_is_not_reported(world: World) ->
 def test_with_transfer_a_new_shape_starts_warm(world: World) -> None:
     records = world.records(150, SMALL) + world.records(150, LARGE)
     cold = evaluate(XGBOOST, records, train=16)
-    warm = evaluate(XGBOOST, records, train=16, transfer=True)
+    warm = evaluate(XGBOOST, records, train=16, others=records)
     for before, after in zip(cold, warm, strict=True):
         assert after.accuracy.pairwise >= 0.85 > before.accuracy.pairwise
 
