@@ -75,6 +75,9 @@ _EXPLANATIONS = {
     sqlite3.SQLITE_IOERR: "could not be read or written ({detail}); check the disk",
 }
 
+# What every database file starts with.
+DATABASE_MAGIC = b"SQLite format 3"
+
 
 def describe(path: Path, error: sqlite3.Error) -> DatabaseError:
     """Turn an SQLite error into one message that names the file and what to do."""

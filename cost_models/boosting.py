@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 # One thread: the other cores are building and measuring candidates meanwhile. 64 bins are more
 # than knobs have values; half the columns at each split keeps near-copies of one fact apart.
-_COMMON: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     "nthread": 1,
     "tree_method": "hist",
     "max_bin": 64,
@@ -78,11 +78,11 @@ class Trees:
     ) -> Self:
         """Train on [n, columns] and labels [n]; a single member is shown everything."""
         xgboost = require_xgboost()
-        parameters = {**_COMMON, **settings}
+        parameters = {**COMMON, **settings}
         rounds = parameters.pop("rounds")
         columns = varying(matrix)
         shown = np.ascontiguousarray(matrix[:, columns])
-        data = xgboost.QuantileDMatrix(shown, label=labels, max_bin=_COMMON["max_bin"], nthread=1)
+        data = xgboost.QuantileDMatrix(shown, label=labels, max_bin=COMMON["max_bin"], nthread=1)
         share = np.random.default_rng(seed).permutation(len(labels)) % members
         boosters = []
         for member in range(members):

@@ -27,11 +27,11 @@ from wattune.schedules.target import Target
 Floats = NDArray[np.float64]
 Groups = Sequence[Sequence[Record]]
 
-# The fact of a record whose runs were not kept: the standard error of its latency, in seconds.
-STANDARD_ERROR = "standard_error"
 # Ranks of fewer held-out candidates say nothing.
-_LEAST_HELD_OUT = 8
+LEAST_HELD_OUT = 8
 _PICKS = 5
+# More would not change the ranks' correlation, only take its time.
+_MOST_HELD_OUT = 1000
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def evaluate(
     A task is a problem on a target. Before that the model learns from those ``others`` that are
     not of the task: other shapes, operators or devices. The records should be of the model's mode,
     and of one machine. All records of a candidate fall on the same side; the trained side keeps
-    failures, the held-out one has none. Records of templates that are gone are left out; tasks with fewer than 8 candidates left for the test are
-    not reported.
+    failures, the held-out one, of at most 1000 candidates, has none. Records of templates that are
+    gone are left out; tasks with fewer than 8 candidates left for the test are not reported.
     """
     by_task: dict[tuple[Problem, Target], dict[Candidate, list[Record]]] = {}
     usable = FeatureMatrix().usable
@@ -98,7 +98,8 @@ def evaluate(
         order = np.random.default_rng(seed).permutation(len(groups))
         shown = [groups[at] for at in order[:train]]
         tests = [groups[at] for at in order[train:] if any(r.valid for r in groups[at])]
-        if len(shown) < train or len(tests) < _LEAST_HELD_OUT:
+        tests = tests[:_MOST_HELD_OUT]
+        if len(shown) < train or len(tests) < LEAST_HELD_OUT:
             continue
         model = make()
         before = [record for record in others if _task(record) != task]
@@ -144,7 +145,7 @@ def _trial(model: CostModel, trained: int, tests: Groups) -> Trial:
     best = [min(group, key=lambda record: record.latency) for group in tests]
     measured = np.array([record.latency for record in best])
     predicted, std = found.latency, found.latency_std
-    error = np.array([_standard_error(record) for record in best])
+    error = np.array([record.standard_error for record in best])
     accuracy = Accuracy(
         spearman=spearman(predicted, measured),
         pairwise=pairwise_accuracy(predicted, measured, error),
@@ -159,14 +160,6 @@ def _trial(model: CostModel, trained: int, tests: Groups) -> Trial:
     )
     candidate = best[0].candidate
     return Trial(candidate.problem, candidate.target, trained, measured, predicted, accuracy)
-
-
-def _standard_error(record: Record) -> float:
-    """Return the standard error of the latency in seconds: of the runs, or as it was recorded."""
-    known = record.facts.get(STANDARD_ERROR)
-    if known is not None or record.measurement is None:
-        return known or 0.0
-    return record.measurement.standard_error * record.latency
 
 
 def _energy_skill(power: Floats, best: Sequence[Record]) -> float | None:

@@ -164,7 +164,7 @@ def _train(
     members, count = weights.shape
     rng = np.random.default_rng(seed)
     sizes = (inputs.shape[1], HIDDEN, HIDDEN, 1)
-    with _one_thread():
+    with one_thread():
         layers = []
         for wide, narrow in pairwise(sizes):
             drawn = rng.normal(0, np.sqrt(2 / wide), (members, wide, narrow))
@@ -199,7 +199,7 @@ def _forward(layers: Sequence[Any], inputs: Any) -> Any:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Leave the other cores to those who build and measure meanwhile."""
     torch = require_torch()
     before = torch.get_num_threads()

@@ -20,6 +20,9 @@ from wattune.schedules.target import Target
 _MEDIAN_ERROR = 1.2533
 _HALF_SPREAD = 0.6745
 
+# The fact of a record whose runs were not kept: the standard error of its latency, in seconds.
+STANDARD_ERROR = "standard_error"
+
 FailureKind = Literal["build_error", "timeout", "crash", "wrong_result"]
 FAILURE_KINDS: tuple[FailureKind, ...] = ("build_error", "timeout", "crash", "wrong_result")
 
@@ -174,6 +177,14 @@ class Record:
     def latency(self) -> float:
         """Return the median latency in seconds; infinite for a failure."""
         return self.measurement.latency if self.measurement else float("inf")
+
+    @property
+    def standard_error(self) -> float:
+        """Return the standard error of the latency in seconds: as recorded, or of the runs."""
+        known = self.facts.get(STANDARD_ERROR)
+        if known is not None or self.measurement is None:
+            return known or 0.0
+        return self.measurement.standard_error * self.latency
 
     @property
     def joules(self) -> float | None:

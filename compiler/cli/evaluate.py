@@ -9,7 +9,7 @@ import click
 from wattune.compiler.cli.options import json_option
 from wattune.compiler.cli.output import print_json, print_table
 from wattune.cost_models.base import model_names
-from wattune.cost_models.evaluate import summary
+from wattune.cost_models.evaluate import LEAST_HELD_OUT, summary
 from wattune.errors import DatabaseError
 
 _COLUMNS = {
@@ -25,7 +25,7 @@ _COLUMNS = {
 
 
 @click.command("evaluate-model")
-@click.argument("database")
+@click.argument("files", nargs=-1, required=True)
 @click.option(
     "--model",
     type=click.Choice(model_names()),
@@ -51,7 +51,7 @@ _COLUMNS = {
 @click.option("--mode", type=click.Choice(["cold", "hot"]), help="[default: each for itself]")
 @json_option
 def evaluate_model_command(
-    database: str,
+    files: tuple[str, ...],
     model: str,
     sizes: tuple[int, ...],
     seeds: int,
@@ -59,25 +59,23 @@ def evaluate_model_command(
     mode: str | None,
     as_json: bool,
 ) -> None:
-    """Train a cost model on some records of DATABASE and compare it with the others.
+    """Train a cost model on some records of FILES and compare it with the others.
 
-    Nothing is measured. Of pairs only those count that differ by more than two standard errors.
+    FILES: databases, and whatever else `wattune replay` reads. Nothing is measured. Of pairs only
+    those count that differ by more than two standard errors.
     """
-    from wattune.compiler.accuracy import judge
-    from wattune.compiler.database import Database
+    from wattune.compiler.accuracy import judge, read_evidence
 
+    evidence = read_evidence(files, mode)
     rows: list[dict[str, Any]] = []
-    lacking: DatabaseError | None = None
-    with Database(database, create=False, read_only=True) as db:
-        for train in sizes:
-            try:
-                trials = judge(db, model, train, seeds, transfer, mode)
-            except DatabaseError as error:
-                lacking = error
-            else:
-                rows += [{"train": train, **row} for row in summary(trials)]
-    if not rows and lacking is not None:
-        raise lacking
+    for train in sizes:
+        trials = judge(evidence, model, train, seeds, transfer)
+        rows += [{"train": train, **row} for row in summary(trials)]
+    if not rows:
+        raise DatabaseError(
+            f"no problem has {min(sizes)} candidates to train on and {LEAST_HELD_OUT} more to "
+            "test; tune longer, or train on fewer"
+        )
     if as_json:
         print_json({"model": model, "transfer": transfer, "seeds": seeds, "problems": rows})
         return

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from wattune.compiler.replay.recording import STANDARD_ERROR, Recording, Row, recording
+from wattune.compiler.replay.recording import Recording, Row, recording
 from wattune.errors import RecordError
-from wattune.schedules.candidate import FailureKind
+from wattune.schedules.candidate import STANDARD_ERROR, FailureKind
 from wattune.schedules.space import Value
 from wattune.schedules.target import Target
 

@@ -20,6 +20,7 @@ from wattune.compiler.replay.kernel_tuner import (
 from wattune.compiler.replay.recording import Recording
 from wattune.compiler.replay.records import from_records
 from wattune.compiler.replay.table import from_table, is_table
+from wattune.compiler.sqlite_file import DATABASE_MAGIC
 from wattune.errors import RecordError, UnknownNameError
 from wattune.schedules.candidate import Record
 
@@ -42,7 +43,7 @@ def read_recording(
     `UnknownNameError` for what is not known.
     """
     content = Path(path).read_bytes()
-    if content.startswith(b"SQLite format 3"):
+    if content.startswith(DATABASE_MAGIC):
         with Database(path, create=False, read_only=True) as database:
             return from_records(database.records(), problem)
     try:

@@ -27,8 +27,6 @@ from wattune.schedules.tabular import ListedSpace, Tabular, TabularTemplate
 from wattune.schedules.target import Target
 from wattune.schedules.template import Counts
 
-# Fact of a record: the standard error of its latency, in seconds.
-STANDARD_ERROR = "standard_error"
 # What a knob holds in the rows of a table that do not mention it.
 ABSENT = "-"
 

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wattune.compiler.replay.recording import STANDARD_ERROR, Recording, Row, recording
+from wattune.compiler.replay.recording import Recording, Row, recording
 from wattune.compiler.search.standings import one_a_trial
 from wattune.errors import RecordError, ScheduleError, UnknownNameError, WattuneError
 from wattune.ops import Problem
-from wattune.schedules.candidate import Candidate, Measurement, Record
+from wattune.schedules.candidate import STANDARD_ERROR, Candidate, Record
 from wattune.schedules.space import Values
 from wattune.schedules.target import Target
 from wattune.schedules.template import Counts, template_of
-
-# The standard error of a median is this many times that of a mean, for normal noise.
-_OF_A_MEDIAN = 1.2533
-# The interquartile range of normal noise in standard deviations; `Measurement.noise` is half.
-_HALF_RANGE = 0.6745
 
 
 def from_records(records: Sequence[Record], problem: str | None = None) -> Recording:
@@ -57,7 +52,7 @@ def row_of(record: Record) -> Row:
     candidate, measured = record.candidate, record.measurement
     facts = dict(record.facts)
     if measured is not None:
-        facts[STANDARD_ERROR] = standard_error(measured)
+        facts[STANDARD_ERROR] = record.standard_error
     return Row(
         candidate.schedule.template,
         candidate.schedule.values,
@@ -68,12 +63,6 @@ def row_of(record: Record) -> Row:
         facts,
         _counts(candidate),
     )
-
-
-def standard_error(measured: Measurement) -> float:
-    """Return the standard error of the median run in seconds, from the middle half of the runs."""
-    deviation = measured.noise * measured.latency / _HALF_RANGE
-    return float(_OF_A_MEDIAN * deviation / len(measured.seconds) ** 0.5)
 
 
 def _source(record: Record) -> str:

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wattune.compiler.replay.recording import STANDARD_ERROR, Recording, Row, recording
+from wattune.compiler.replay.recording import Recording, Row, recording
 from wattune.errors import RecordError
-from wattune.schedules.candidate import canonical
+from wattune.schedules.candidate import STANDARD_ERROR, canonical
 from wattune.schedules.tabular import TabularTemplate
 from wattune.schedules.target import Target
 from wattune.schedules.template import Counts

@@ -24,8 +24,8 @@ from wattune.schedules.candidate import (
 from wattune.schedules.target import Target
 
 COMMANDS = [
-    *("ops", "tune", "compile", "bench", "report", "inspect", "pack"),
-    *("export-records", "import-records", "bundle"),
+    *("ops", "tune", "compile", "bench", "report", "inspect", "replay", "pack"),
+    *("evaluate-model", "export-records", "import-records", "bundle"),
 ]
 
 

@@ -20,13 +20,13 @@ from wattune.compiler.database import Database
 from wattune.compiler.objective import parse_objective
 from wattune.compiler.record_formats import export_t4, record_to_line
 from wattune.compiler.replay import Recording, read_recording, replay
-from wattune.compiler.replay.recording import STANDARD_ERROR, Row, recording
+from wattune.compiler.replay.recording import Row, recording
 from wattune.compiler.replay.runner import ReplayRunner
 from wattune.compiler.replay.table import write_table
 from wattune.compiler.search.strategy import strategy_names
 from wattune.compiler.search.task import Task
 from wattune.errors import RecordError, ScheduleError, TargetError, UnknownNameError
-from wattune.schedules.candidate import Record, Schedule
+from wattune.schedules.candidate import STANDARD_ERROR, Record, Schedule
 from wattune.schedules.template import template_of
 
 SPACES = Path(__file__).parents[2] / "benchmarks" / "spaces"

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 
 from wattune.ops import TernaryGemm
+from wattune.schedules import template
 from wattune.schedules.candidate import (
     Candidate,
     Conditions,
@@ -142,3 +144,10 @@ class World:
     ) -> list[Record]:
         """Draw and measure candidates."""
         return [self.record(c, energy, failing) for c in self.candidates(count, problem)]
+
+
+def lone_world(monkeypatch: pytest.MonkeyPatch) -> World:
+    """Return a world in which the made-up template is the only one."""
+    made = World()
+    monkeypatch.setattr(template, "_templates", lambda kind: (made.template,))
+    return made
