@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 2
+WORKERS ?= 2
 
 .PHONY: demo test lint types unit packaging gpu-bundle toolchain clean
 
@@ -19,8 +20,10 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# Those that time something run alone.
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -q --ignore=tests/packaging
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist=worksteal -m 'not measure' --ignore=tests/packaging
+	$(BIN)/python -m pytest -q -m measure --ignore=tests/packaging
 
 # Without `src` on the path, so that nothing of the checkout hides what was installed.
 packaging: $(VENV)/.dev
