@@ -97,7 +97,7 @@ def every(block: Block, hopper: bool) -> set[str]:
     do("put_in", f[7], do("exp2", f[0]) + do("log2", f[1]))
     do("put_in", f[6], do("from_lane", f[7], T.int32(3)) + do("across", f[7], 4))
     lane = do("first_lane", do("ballot", f[6] > T.float32(0)))
-    lane = lane + do("ones", do("lanes_below", lane)) + do("from_below", lane, 1)
+    lane = do("hold", lane + do("ones", do("lanes_below", lane)) + do("from_below", lane, 1))
     before = do("add_to", integers.ptr_to([at]), lane)
     other = do("swap_if", integers.ptr_to([at]), before, lane)
     do("lower", integers.ptr_to([at]), other, "global")
