@@ -134,6 +134,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "wattune.schedules.cpu.ternary_gemm",
         "wattune.schedules.cpu.attention",
         "wattune.schedules.cpu.selection",
+        "wattune.schedules.cpu.routing",
         "wattune.schedules.cpu.kv_cache",
         "wattune.schedules.cpu.quantized_attention",
         "wattune.schedules.cpu.quantized_kv_cache",

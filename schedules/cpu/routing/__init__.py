@@ -1,0 +1,8 @@
+"""CPU templates of routing tokens to experts."""
+
+from __future__ import annotations
+
+from wattune.schedules.cpu.routing.topk import MoeTopkVector
+from wattune.schedules.template import Template
+
+TEMPLATES: tuple[Template, ...] = (MoeTopkVector(),)
