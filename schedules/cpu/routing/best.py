@@ -17,6 +17,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.routing import bits
 from wattune.schedules.cpu.routing.plan import Plan, Rows
 from wattune.schedules.cpu.routing.ranks import ranks
 from wattune.schedules.cpu.selection.base import ceildiv
@@ -44,7 +45,7 @@ class Best:
         """Return what emits the steps of the search, each for a token."""
         if not self.plan.groups:
             return (self._search_all,)
-        return (self._group, self._list, self._rank, self._place)
+        return (self._group, self._list, self._rank)
 
     def _search_all(self) -> None:
         self._search("choices", T.int32(self.plan.routing.num_experts), listed=False)
@@ -65,7 +66,7 @@ class Best:
     def _bound(self) -> Expr:
         """Return what at least ``top_k`` choices reach."""
         lanes, top_k = self.lanes, self.plan.routing.top_k
-        found = ranks(self.rows, "maxima", self.plan.groups, lanes)
+        found = ranks(self.rows, "maxima", self.plan.groups, lanes, ties=False)
         least = lanes.each(INFINITY)
         for at, rank in enumerate(found):
             value = self.rows.numbers("maxima", at * lanes.count, lanes.f32)
@@ -75,51 +76,60 @@ class Best:
 
     def _list(self) -> None:
         """List the choices that reach the bound and their ids."""
-        lanes, size = self.lanes, vector.array(1, "int32")
+        lanes, size, word = self.lanes, vector.array(1, "int32"), vector.array(1, "int64")
         vector.store(size, [0], T.int32(0))
-        every = T.bind(lanes.splat(self._bound()))
-        ids = vector.array(lanes.count, "int32")
-        vector.store(ids, [0], T.ramp(T.int32(0), 1, lanes.count))
-        for at in range(self.plan.vectors):
-            values, names = T.bind(self._choice(at)), T.bind(ids.vload([0], lanes.i32))
-            reached = values >= every
-            rest = self.plan.routing.num_experts - at * lanes.count
-            if rest < lanes.count:
+        bound = T.bind(lanes.splat(self._bound()))
+        for first in range(0, self.plan.vectors * lanes.count, bits.WORD):
+            found = T.int64(0)
+            for at in range(
+                0, min(bits.WORD, self.plan.vectors * lanes.count - first), lanes.count
+            ):
+                reached = bits.reaching(self._choice((first + at) // lanes.count), bound)
+                found = T.bitwise_or(found, T.shift_left(reached, T.int64(at)))
+            if (rest := self.plan.routing.num_experts - first) < bits.WORD:
                 # Lanes beyond the last expert hold -inf, which a bound may be.
-                reached = T.bitwise_and(reached, lanes.below(T.int32(rest)))
-            self.rows.put("values", size[0], lanes.compressed(values, reached))
-            self.rows.put("ids", size[0], lanes.compressed(names, reached))
-            vector.store(size, [0], size[0] + lanes.counted(reached))
-            vector.store(ids, [0], names + lanes.each_int(lanes.count))
+                found = T.bitwise_and(found, T.int64((1 << rest) - 1))
+            vector.store(word, [0], found)
+            with T.While(word[0] != T.int64(0)):
+                expert = T.bind(bits.first_bit(word[0]) + first)
+                value = self.rows.numbers("choices", expert, "float32")
+                self.rows.put("values", size[0], value)
+                self.rows.put("ids", size[0], expert)
+                vector.store(size, [0], size[0] + 1)
+                vector.store(word, [0], T.bitwise_and(word[0], word[0] - T.int64(1)))
         self.rows.put("size", 0, size[0])
 
     def _rank(self) -> None:
-        """Rank the entries of a short list; those beyond its end come last."""
-        lanes, plan = self.lanes, self.plan
-        size = T.bind(self._size())
-        with T.If(size <= plan.ranked), T.Then():
-            for at in range(0, plan.ranked, lanes.count):
-                values = self.rows.numbers("values", at, lanes.f32)
-                within = lanes.below(size - at)
-                self.rows.put("values", at, T.Select(within, values, lanes.each(-INFINITY)))
-            found = ranks(self.rows, "values", plan.ranked // lanes.count, lanes)
-            for at, rank in enumerate(found):
-                self.rows.put("places", at * lanes.count, rank)
-
-    def _size(self) -> Expr:
-        return self.rows.integers("size", 0, "int32")
-
-    def _place(self) -> None:
-        """Put the entries of a short list in their places; search a longer one."""
-        size = T.bind(self._size())
+        """Put every entry of a short list in its place; search a longer one."""
+        size = T.bind(self.rows.integers("size", 0, "int32"))
         with T.If(size <= self.plan.ranked):
             with T.Then():
-                for entry in range(self.plan.ranked):
-                    place = T.bind(self.rows.integers("places", entry, "int32"))
-                    self.rows.put("best", place, self.rows.numbers("values", entry, "float32"))
-                    self.rows.put("best_ids", place, self._id(entry))
+                self._place(size)
             with T.Else():
                 self._search("values", size, listed=True)
+
+    def _place(self, size: Expr) -> None:
+        """Put entries in their places: as many come before as are greater, or equal and earlier."""
+        lanes, parts = self.lanes, range(0, self.plan.ranked, self.lanes.count)
+        # Entries beyond the end come last.
+        listed = []
+        for at in parts:
+            values = self.rows.numbers("values", at, lanes.f32)
+            listed.append(T.Select(lanes.below(size - at), values, lanes.each(-INFINITY)))
+        listed = [T.bind(values) for values in listed]
+        with T.serial(size) as entry:
+            value = T.bind(self.rows.numbers("values", entry, "float32"))
+            earlier = T.bind(T.shift_left(T.int64(1), T.cast(entry, "int64")) - T.int64(1))
+            place = T.int32(0)
+            for at, values in zip(parts, listed, strict=True):
+                every = T.bind(lanes.splat(value))
+                greater, reaching = bits.above(values, every), bits.reaching(values, every)
+                equal = T.bitwise_and(reaching, T.shift_right(earlier, T.int64(at)))
+                before = T.popcount(T.bitwise_or(greater, equal))
+                place = place + T.cast(before, "int32")
+            place = T.bind(place)
+            self.rows.put("best", place, value)
+            self.rows.put("best_ids", place, self._id(entry))
 
     def _search(self, name: str, size: Expr, listed: bool) -> None:
         """Take the first of the greatest entries of a row, ``top_k`` times."""

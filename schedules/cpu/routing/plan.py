@@ -9,11 +9,12 @@ from tvm.script import tirx as T
 
 from wattune.ops.routing import Routing
 from wattune.schedules.areas import Areas, round_up
+from wattune.schedules.cpu.routing import bits
 
 Buffer = Any
 Expr = Any
 
-# Lists are ranked at once up to this many entries, and twice those that are wanted.
+# Lists are ranked up to this many entries, and up to twice those that are wanted.
 _RANKED = 16
 
 
@@ -39,8 +40,12 @@ class Plan:
 
     @property
     def ranked(self) -> int:
-        """Return how many entries of a list are ranked at once; longer ones are searched."""
-        return round_up(max(_RANKED, 2 * self.routing.top_k), self.lanes) if self.groups else 0
+        """Return how many entries of a list are ranked, the bits of a word at most.
+
+        Longer lists are searched.
+        """
+        wanted = round_up(max(_RANKED, 2 * self.routing.top_k), self.lanes)
+        return min(bits.WORD, wanted) if self.groups else 0
 
     @property
     def chosen(self) -> int:
@@ -59,7 +64,6 @@ class Plan:
             values=listed,
             ids=listed,
             best=4 * self.chosen,
-            places=4 * self.ranked,
             best_ids=4 * self.chosen,
             groups=groups if self.routing.grouped else 0,
             maxima=4 * self.groups * self.lanes,

@@ -13,8 +13,11 @@ from wattune.schedules.cpu.selection.select_lanes import Lanes
 Expr = Any
 
 
-def ranks(rows: Rows, name: str, vectors: int, lanes: Lanes) -> list[Expr]:
-    """Return the ranks of all entries of a row, a vector after the other."""
+def ranks(rows: Rows, name: str, vectors: int, lanes: Lanes, ties: bool = True) -> list[Expr]:
+    """Return the ranks of all entries of a row, a vector after the other.
+
+    Without ``ties`` equal entries have the rank of the first of them.
+    """
     width = vectors * lanes.count
     mine = [T.bind(rows.numbers(name, at * lanes.count, lanes.f32)) for at in range(vectors)]
     found = [vector.array(lanes.count, "int32") for _ in mine]
@@ -26,7 +29,9 @@ def ranks(rows: Rows, name: str, vectors: int, lanes: Lanes) -> list[Expr]:
         for at, (value, rank) in enumerate(zip(mine, found, strict=True)):
             first = at * lanes.count
             greater, reaches = other > value, other >= value
-            if entry < first:
+            if not ties:
+                before = greater
+            elif entry < first:
                 before = reaches
             elif entry >= first + lanes.count - 1:
                 before = greater

@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 
 from wattune.ops.routing import EPSILON
 from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.routing import bits
 from wattune.schedules.cpu.routing.best import Best
 from wattune.schedules.cpu.routing.choices import Choices, sigmoid, softmax_weight
 from wattune.schedules.cpu.routing.plan import Plan, Rows
@@ -40,7 +41,11 @@ class Router:
 
         Few tokens take less time than starting threads.
         """
-        plan, count = self.plan, T.bind(T.cast(tokens, "int32"))
+        with bits.functions(self.plan.lanes):
+            self._all(T.bind(T.cast(tokens, "int32")))
+
+    def _all(self, count: Expr) -> None:
+        plan = self.plan
         if plan.threads == 1 or plan.routing.tokens <= plan.grain:
             self._range(T.int32(0), T.int32(0), count)
             return
