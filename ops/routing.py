@@ -129,7 +129,9 @@ def softmax(x: Floats) -> Floats:
 
 def scores(problem: Routing, logits: Array) -> Floats:
     """Return s in float64."""
-    wide = logits.astype(np.float64)
+    # A signalling NaN is no error here.
+    with np.errstate(invalid="ignore"):
+        wide = logits.astype(np.float64)
     return sigmoid(wide) if problem.scoring_func == "sigmoid" else softmax(wide)
 
 
