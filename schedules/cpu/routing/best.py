@@ -20,8 +20,8 @@ from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.routing import bits
 from wattune.schedules.cpu.routing.plan import Plan, Rows
 from wattune.schedules.cpu.routing.ranks import ranks
-from wattune.schedules.cpu.selection.base import ceildiv
 from wattune.schedules.cpu.selection.select_lanes import INFINITY, Lanes
+from wattune.schedules.cpu.tasks import ceildiv
 
 Expr = Any
 
