@@ -20,6 +20,7 @@ from wattune.ops.grouped_gemm import GROUPED_GEMM, GroupedGemm
 from wattune.ops.kv_cache_append import KV_CACHE_APPEND, KVCacheAppend
 from wattune.ops.kv_cache_quantize import KV_CACHE_QUANTIZE, KVCacheQuantize
 from wattune.ops.merge_states import MERGE_STATES, MergeStates
+from wattune.ops.moe_align_block_size import MOE_ALIGN_BLOCK_SIZE, MoeAlignBlockSize
 from wattune.ops.moe_topk import MOE_TOPK, MoeTopk
 from wattune.ops.operator import Argument, Operator, Problem, Tolerance, Values, Work
 from wattune.ops.quantized_decode_attention import (
@@ -52,6 +53,7 @@ __all__ = [
     "KVCacheAppend",
     "KVCacheQuantize",
     "MergeStates",
+    "MoeAlignBlockSize",
     "MoeTopk",
     "Operator",
     "Problem",
@@ -88,6 +90,7 @@ _ALL: tuple[Operator[Any], ...] = (
     SELECT_BLOCKS,
     SELECT_UNION,
     MOE_TOPK,
+    MOE_ALIGN_BLOCK_SIZE,
     GROUPED_GEMM,
     FUSED_MOE,
 )

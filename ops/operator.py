@@ -78,9 +78,14 @@ class Problem:
         return {name: int(getattr(self, name)) for name in self.runtime}
 
     @property
+    def derived(self) -> dict[str, tuple[Extent, ...]]:
+        """Return the free sizes that others decide: each is the least of its extents."""
+        return {}
+
+    @property
     def extents(self) -> dict[str, int]:
         """Return `sizes` and the free sizes that inputs are made with."""
-        return self.sizes
+        return {**self.sizes, **derived_sizes(self.derived, self.sizes)}
 
     @property
     def static_key(self) -> str:
@@ -105,6 +110,32 @@ class Limit:
     def at(self, sizes: Mapping[str, int]) -> int:
         """Return the number for these sizes."""
         return -(-sizes[self.size] * self.times // self.per) + self.offset
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A size that depends on another: floor((size * times + plus) / per) * each."""
+
+    size: str
+    times: int = 1
+    plus: int = 0
+    per: int = 1
+    each: int = 1
+
+    def at(self, sizes: Mapping[str, Any]) -> Any:
+        """Return the size for these sizes, which may be torch's symbols."""
+        return (sizes[self.size] * self.times + self.plus) // self.per * self.each
+
+    def times_each(self, each: int) -> Extent:
+        """Return an extent that is so many times as large."""
+        return dataclasses.replace(self, each=self.each * each)
+
+
+def derived_sizes(
+    derived: Mapping[str, tuple[Extent, ...]], sizes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the sizes that follow from ``sizes``."""
+    return {name: min(e.at(sizes) for e in extents) for name, extents in derived.items()}
 
 
 @dataclass(frozen=True)

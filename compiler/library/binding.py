@@ -5,7 +5,7 @@ A binding is made once and kept: a call does only what depends on its values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from wattune.compiler.library.frameworks import (
 from wattune.compiler.library.manifest import OperatorTable, Variant
 from wattune.compiler.library.matching import Given, Part, find
 from wattune.errors import ArgumentError
+from wattune.ops.operator import Extent, derived_sizes
 
 Allocate = Callable[[Sequence[Any]], Any]
 
@@ -102,7 +103,8 @@ def _allocator(operator: str, variant: Variant, given: Given) -> Allocate:
         for i, dim in enumerate(argument.shape)
         if isinstance(dim, str)
     }
-    if missing := [d for a in outputs for d in a.shape if isinstance(d, str) and d not in sizes]:
+    named = {d for a in outputs for d in a.shape if isinstance(d, str)}
+    if missing := sorted(named - set(sizes) - set(variant.derived)):
         return _refusal(f"{operator}: give out=, as no other tensor has the size {missing[0]}")
     if not outputs:
         return lambda tensors: None
@@ -110,13 +112,14 @@ def _allocator(operator: str, variant: Variant, given: Given) -> Allocate:
     makers = []
     for argument in outputs:
         first, *row = argument.shape or (0,)
-        if isinstance(first, str) and sizes[first][1] == 0 and all(isinstance(d, int) for d in row):
+        rows = isinstance(first, str) and sizes.get(first, (0, 1))[1] == 0
+        if rows and all(isinstance(d, int) for d in row):
             # The usual case, for speed.
             columns = tuple(d for d in row if isinstance(d, int))
-            makers.append(rows_of(like, sizes[first][0], columns, argument.dtype))
+            makers.append(rows_of(like, sizes[str(first)][0], columns, argument.dtype))
         else:
             make = empty_of(like, given.at[name], argument.dtype)
-            makers.append(_maker(make, argument.shape, sizes))
+            makers.append(_maker(make, argument.shape, sizes, variant.derived))
     if len(makers) == 1:
         return makers[0]
     return lambda tensors: tuple([make(tensors) for make in makers])
@@ -125,12 +128,21 @@ def _allocator(operator: str, variant: Variant, given: Given) -> Allocate:
 def _maker(
     make: Callable[[Sequence[Any], Sequence[int]], Any],
     shape: tuple[int | str, ...],
-    sizes: dict[str, tuple[int, int]],
+    sizes: Mapping[str, tuple[int, int]],
+    derived: Mapping[str, tuple[Extent, ...]],
 ) -> Allocate:
-    where = [sizes[dim] if isinstance(dim, str) else (-1, dim) for dim in shape]
-    return lambda tensors: make(
-        tensors, [d if i < 0 else int(tensors[i].shape[d]) for i, d in where]
-    )
+    if not derived:
+        where = [sizes[dim] if isinstance(dim, str) else (-1, dim) for dim in shape]
+        return lambda tensors: make(
+            tensors, [d if i < 0 else int(tensors[i].shape[d]) for i, d in where]
+        )
+
+    def allocate(tensors: Sequence[Any]) -> Any:
+        known = {name: int(tensors[i].shape[d]) for name, (i, d) in sizes.items()}
+        known.update(derived_sizes(derived, known))
+        return make(tensors, [known[dim] if isinstance(dim, str) else dim for dim in shape])
+
+    return allocate
 
 
 def _scratch(part: Part, variant: Variant, given: Given) -> Allocate | None:

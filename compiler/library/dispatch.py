@@ -15,7 +15,7 @@ from wattune.compiler.library.manifest import (
     Pack,
     Variant,
 )
-from wattune.compiler.library.slots import kernel_row, kernel_rows, slot
+from wattune.compiler.library.slots import extents, kernel_row, kernel_rows, slot
 from wattune.compiler.library.variants import alike, as_text, differing
 
 _FILE = Template("""\
@@ -132,11 +132,18 @@ class _Row:
     slots: Sequence[str]
     kernels: Sequence[str]
     fields: str = ""
+    extents: Sequence[str] = ()
 
 
 def _operator(op: OperatorTable, manifest: Manifest) -> str:
     rows = [
-        _Row(v.entry, _slots(op, v, manifest.kind), kernel_rows(v, op), deciding_fields(op, v))
+        _Row(
+            v.entry,
+            _slots(op, v, manifest.kind),
+            kernel_rows(v, op),
+            deciding_fields(op, v),
+            extents(op, v),
+        )
         for v in op.variants
     ]
     bounded = manifest.bounded(op)
@@ -188,12 +195,14 @@ def _tables(
     """Emit a WtOperator; without ``op`` that of a pack function, which has no sizes."""
     tables = "\n".join(
         f"static const WtSlot {name}_slots_{i}[] = {{\n{_lines(row.slots)}\n}};\n"
-        f"static const WtKernel {name}_kernels_{i}[] = {{\n{_lines(row.kernels)}\n}};"
+        f"static const WtKernel {name}_kernels_{i}[] = {{\n{_lines(row.kernels)}\n}};\n"
+        f"static const WtExtent {name}_extents_{i}[] = {{\n{_lines(row.extents or ('{0}',))}\n}};"
         for i, row in enumerate(rows)
     )
     variants = (
         f"{{{name}_slots_{i}, {name}_kernels_{i}, {len(row.kernels)}, "
-        f"{_string(row.entry)}, {_string(row.fields) if row.fields else '0'}}}"
+        f"{_string(row.entry)}, {_string(row.fields) if row.fields else '0'}, "
+        f"{name}_extents_{i}, {len(row.extents)}}}"
         for i, row in enumerate(rows)
     )
     symbols = op.symbols if op else ()

@@ -8,15 +8,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from wattune.errors import LibraryError
-from wattune.ops.operator import Argument, Limit, Used, Values
+from wattune.ops.operator import Argument, Extent, Limit, Used, Values
 
 FORMAT = "wattune.library"
 # Counts changes of the entries' arguments or of the manifest that an older loader cannot read.
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 # Checks of values that can be switched off, in the order of their bits in runtime.h.
 CHECKS = ("ranges", "duplicates")
@@ -45,7 +45,7 @@ class Variant:
     """The kernels of problems that differ only in the bucket.
 
     ``entry`` is the function for this variant alone. ``problem`` holds the static fields; ``data``
-    names the packed data that variants share.
+    names the packed data that variants share. ``derived``: sizes that others decide.
     """
 
     entry: str
@@ -54,6 +54,7 @@ class Variant:
     layout: str
     arguments: tuple[Argument, ...]
     kernels: tuple[Kernel, ...]
+    derived: dict[str, tuple[Extent, ...]] = field(default_factory=dict)
 
     def argument(self, name: str) -> Argument | None:
         """Return the argument of this name, None where the variant takes none."""
@@ -191,6 +192,10 @@ def _variant(data: Mapping[str, Any]) -> Variant:
         layout=data["layout"],
         arguments=tuple(_argument(entry) for entry in data["arguments"]),
         kernels=tuple(Kernel(**entry) for entry in data["kernels"]),
+        derived={
+            name: tuple(Extent(**entry) for entry in extents)
+            for name, extents in data["derived"].items()
+        },
     )
 
 

@@ -113,3 +113,24 @@ const WtVariant *wt_match(const WtOperator *op, int32_t only, const DLTensor *co
   add_expected(op, begin, end, args, furthest);
   return NULL;
 }
+
+static int64_t extent(const WtExtent *extent, const int64_t *sizes) {
+  return (sizes[extent->of] * extent->times + extent->plus) / extent->per * extent->each;
+}
+
+int wt_check_extents(const WtOperator *op, const WtVariant *variant, const int64_t *sizes) {
+  for (int32_t i = 0; i < variant->num_extents; ++i) {
+    const WtExtent *first = &variant->extents[i];
+    int64_t least = extent(first, sizes);
+    for (int32_t j = 0; j < variant->num_extents; ++j)
+      if (variant->extents[j].symbol == first->symbol && extent(&variant->extents[j], sizes) < least)
+        least = extent(&variant->extents[j], sizes);
+    if (sizes[first->symbol] == least) continue;
+    wt_message_begin("ArgumentError");
+    wt_message_add("%s: %s is %lld; expected %lld with %s %lld", op->name,
+                   op->symbol_names[first->symbol], (long long)sizes[first->symbol],
+                   (long long)least, op->symbol_names[first->of], (long long)sizes[first->of]);
+    return WT_FAILED;
+  }
+  return WT_OK;
+}

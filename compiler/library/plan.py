@@ -123,6 +123,7 @@ def _variant(entry: str, group: Sequence[Choice], symbols: dict[Candidate, str])
         layout=str(layout_of(first)),
         arguments=arguments,
         kernels=tuple(kernels),
+        derived=problem.derived,
     )
 
 

@@ -21,7 +21,11 @@ static void fill(TVMFFIAny *any, DLTensor *out, const WtSlot *slot, void *data, 
 /* What kernels see of a tensor without elements: it may have no memory. */
 static _Alignas(64) char nothing[64];
 
-/* Whether run-time size i must not exceed a kernel's upper end; calls are cut along size 0. */
+/* The first run-time size that a kernel may see beyond its upper end: calls are cut along size 0,
+   unless kernels serve all of it at once. */
+static int32_t first_uncut(const WtOperator *op) { return op->open_ended & 1 ? 0 : 1; }
+
+/* Whether run-time size i must not exceed a kernel's upper end. */
 static int is_closed(const WtOperator *op, int32_t i) { return i > 0 && !(op->open_ended >> i & 1); }
 
 /* Whether a kernel serves all sizes but those beyond which it is only slower, and size 0. */
@@ -79,7 +83,7 @@ static int64_t aligned_piece(const WtOperator *op, const WtVariant *variant, con
 }
 
 static int is_larger(const WtOperator *op, const WtKernel *kernel, const WtKernel *other) {
-  for (int32_t i = 1; i < op->num_runtime; ++i)
+  for (int32_t i = first_uncut(op); i < op->num_runtime; ++i)
     if (kernel->upper[i] != other->upper[i]) return kernel->upper[i] > other->upper[i];
   return 0;
 }
@@ -89,22 +93,23 @@ static int is_larger(const WtOperator *op, const WtKernel *kernel, const WtKerne
    every respect, the one with the largest upper ends serves the call. */
 static const WtKernel *pick(const WtOperator *op, const WtVariant *variant, const int64_t *sizes) {
   const WtKernel *largest = NULL;
+  int32_t first = first_uncut(op);
   int64_t most[WT_MAX_SYMBOLS] = {0};
   for (int32_t k = 0; k < variant->num_kernels; ++k) {
     const WtKernel *kernel = &variant->kernels[k];
-    if (op->num_runtime && sizes[0] > kernel->upper[0]) continue;
+    if (op->num_runtime && first && sizes[0] > kernel->upper[0]) continue;
     if (!serves(op, kernel, sizes)) continue;
-    int32_t fits = 1;
+    int32_t fits = first;
     while (fits < op->num_runtime && sizes[fits] <= kernel->upper[fits]) ++fits;
     if (fits >= op->num_runtime) return kernel;
-    for (int32_t i = 1; i < op->num_runtime; ++i)
+    for (int32_t i = first_uncut(op); i < op->num_runtime; ++i)
       if (kernel->upper[i] > most[i]) most[i] = kernel->upper[i];
     if (!largest || is_larger(op, kernel, largest)) largest = kernel;
   }
   int64_t wanted[WT_MAX_SYMBOLS];
   int32_t cut = 0;
   for (int32_t i = 0; i < op->num_runtime; ++i) {
-    wanted[i] = i && sizes[i] > most[i] ? most[i] : sizes[i];
+    wanted[i] = i >= first && sizes[i] > most[i] ? most[i] : sizes[i];
     cut |= wanted[i] != sizes[i];
   }
   return cut ? pick(op, variant, wanted) : largest;
@@ -177,7 +182,8 @@ static int call(const WtOperator *op, int32_t only, const DLTensor *const *args,
     if (wt_bound_values(op, variant, most, sizes)) return WT_FAILED;
     wt_place.use(device);
   }
-  if (op->num_runtime == 0) return run(op, variant, args, sizes, 0);
+  if (wt_check_extents(op, variant, sizes)) return WT_FAILED;
+  if (op->num_runtime == 0 || !first_uncut(op)) return run(op, variant, args, sizes, 0);
   int64_t total = sizes[0];
   if (total == 0) return WT_OK;
   int64_t piece = largest_piece(op, variant, sizes);

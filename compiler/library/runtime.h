@@ -49,15 +49,24 @@ typedef struct {
   int64_t upper[WT_MAX_SYMBOLS];
 } WtKernel;
 
+/* A bound of a size that another decides: floor((size * times + plus) / per) * each. */
+typedef struct {
+  int32_t symbol, of;
+  int64_t times, plus, per, each;
+} WtExtent;
+
 typedef struct {
   const WtSlot *slots;     /* one for each argument of the operator */
   const WtKernel *kernels; /* smallest bucket first */
   int32_t num_kernels;
   const char *entry;  /* the function for this variant alone */
   const char *fields; /* what tells it from variants of the same tensors; NULL: there are none */
+  const WtExtent *extents; /* sizes that are the least of theirs */
+  int32_t num_extents;
 } WtVariant;
 
-/* Symbol 0 is the run-time size that calls beyond the last bucket are cut along. A pack function is
+/* Symbol 0 is the run-time size that calls beyond the last bucket are cut along, unless it is open
+   ended. A pack function is
    an operator too: of two arguments, source and packed, on the host, for any CPU of its
    architecture. `bounded` are the symbols that are greatest values of tensors which the host cannot
    read: after its tensors, the entry takes the most that each may be. */
@@ -124,6 +133,9 @@ void wt_keep_raised(int status); /* for entries that C calls */
 enum { WT_ANY_VARIANT = -1 };
 const WtVariant *wt_match(const WtOperator *op, int32_t only, const DLTensor *const *args,
                           int64_t *sizes);
+
+/* match.c: whether the sizes that others decide are what these make them. */
+int wt_check_extents(const WtOperator *op, const WtVariant *variant, const int64_t *sizes);
 
 /* checks.c: whether memory can be used; tells which device all of it is on. */
 int wt_check_memory(const WtOperator *op, const WtVariant *variant, const DLTensor *const *args,

@@ -60,6 +60,16 @@ def slot_alignment(argument: Argument, kind: str = "cpu") -> int:
     return CACHE_LINE if argument.role == "workspace" else alignment(argument, kind)
 
 
+def extents(op: OperatorTable, variant: Variant) -> list[str]:
+    """Return the WtExtents of a variant."""
+    return [
+        f"{{{op.symbols.index(name)}, {op.symbols.index(e.size)}, "
+        f"{e.times}, {e.plus}, {e.per}, {e.each}}}"
+        for name, found in variant.derived.items()
+        for e in found
+    ]
+
+
 def kernel_rows(variant: Variant, op: OperatorTable) -> list[str]:
     """Return the WtKernels of a variant, smallest bucket first."""
     return [

@@ -25,6 +25,7 @@ from wattune.compiler.library.matching import Part, ambiguous, field_mismatch, o
 from wattune.compiler.library.packed import Packed
 from wattune.compiler.library.variants import is_dtype, is_field_value
 from wattune.errors import ArgumentError
+from wattune.ops.operator import derived_sizes
 
 if TYPE_CHECKING:
     from wattune.compiler.library.entry import Entry
@@ -150,6 +151,7 @@ def _allocate(variant: Variant, tensors: Tensors) -> Tensors:
         for i, dim in enumerate(a.shape)
         if isinstance(dim, str)
     }
+    sizes.update(derived_sizes(variant.derived, sizes))
     like = next(iter(tensors.values()))
     return {
         a.name: like.new_empty(a.concrete(sizes), dtype=getattr(torch, a.dtype))

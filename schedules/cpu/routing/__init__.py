@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from wattune.schedules.cpu.routing.align import MoeAlignCount
 from wattune.schedules.cpu.routing.topk import MoeTopkVector
 from wattune.schedules.template import Template
 
-TEMPLATES: tuple[Template, ...] = (MoeTopkVector(),)
+TEMPLATES: tuple[Template, ...] = (MoeTopkVector(), MoeAlignCount())
