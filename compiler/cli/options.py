@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from wattune.compiler.models import (
+    EXPERTS,
     KINDS,
     LayerProblem,
     Step,
@@ -19,7 +20,7 @@ from wattune.compiler.models import (
     problems_from_config,
     tokens_of,
 )
-from wattune.errors import ProblemError
+from wattune.errors import ModelError, ProblemError
 from wattune.ops import Problem, problem_from_json
 from wattune.ops.kv_cache import LAYOUTS
 
@@ -126,8 +127,26 @@ _PROBLEM_OPTIONS = (
         show_default=True,
         help="Fraction that sparse attention keeps.",
     ),
+    click.option(
+        "--experts",
+        type=click.Choice(EXPERTS),
+        default="none",
+        show_default=True,
+        help="Format of the weights of mixture-of-experts layers; none leaves these layers out, "
+        "which take gigabytes each.",
+    ),
+    click.option(
+        "--skew",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        show_default=True,
+        help="Of the routing to experts: the one of rank r is as popular as (r + 1)^-skew.",
+    ),
 )
-_STEP = ("query_tokens", "attention", "layout", "page_size", "block_size", "keep")
+_STEP = (
+    *("query_tokens", "attention", "layout", "page_size", "block_size", "keep"),
+    *("experts", "skew"),
+)
 
 
 def problem_options(command: F) -> F:
@@ -153,6 +172,11 @@ def problem_options(command: F) -> F:
             **{name: rest.pop(name) for name in _STEP},
         )
         layers = problems_from_config(model, step=step) if model else []
+        if model and not layers:
+            raise ModelError(
+                f"{model}: no layer is asked for that has a kernel; allowed: another --attention "
+                "than none, --experts bf16 for a mixture of experts"
+            )
         layers += [LayerProblem(problem, 1, ()) for text in texts for problem in _problems(text)]
         return command(workload=Workload(tuple(layers)) if layers else None, **rest)
 

@@ -10,23 +10,35 @@ from typing import Any
 from wattune.compiler.models.attention import KINDS, attention_problems
 from wattune.compiler.models.buckets import normalised, parse_buckets
 from wattune.compiler.models.config import Config
-from wattune.compiler.models.layers import AttentionShape, LayerProblem, Linear, Model
+from wattune.compiler.models.deepseek import deepseek_v3
+from wattune.compiler.models.layers import (
+    AttentionShape,
+    LayerProblem,
+    Linear,
+    Model,
+    MoeShape,
+)
 from wattune.compiler.models.llama import bitnet, bitnet_linears, llama, qwen3
 from wattune.compiler.models.mimo import mimo_v2_flash
+from wattune.compiler.models.moe import EXPERTS, MoeCost, moe_cost, moe_problems
 from wattune.compiler.models.step import Step, tokens_of
 from wattune.ops import TernaryGemm
 
 __all__ = [
+    "EXPERTS",
     "KINDS",
     "AttentionShape",
     "Config",
     "LayerProblem",
     "Linear",
     "Model",
+    "MoeCost",
+    "MoeShape",
     "Step",
     "architecture",
     "bitnet_linears",
     "model_from_config",
+    "moe_cost",
     "normalised",
     "parse_buckets",
     "problems_from_config",
@@ -35,6 +47,7 @@ __all__ = [
 
 FAMILIES: Mapping[str, Callable[[Config], Model]] = {
     "BitNetForCausalLM": bitnet,
+    "DeepseekV3ForCausalLM": deepseek_v3,
     "LlamaForCausalLM": llama,
     "MiMoV2FlashForCausalLM": mimo_v2_flash,
     "Qwen3ForCausalLM": qwen3,
@@ -47,16 +60,21 @@ def problems_from_config(
     tokens: Mapping[int, float] | None = None,
     step: Step | None = None,
 ) -> list[LayerProblem]:
-    """Return a model's problems for these steps: its ternary layers, then its attention.
+    """Return a model's problems for these steps: ternary layers, then experts, then attention.
 
-    ``tokens`` are the buckets of the ternary layers where ``step`` does not name them (default:
-    one token). Raises `ModelError` for an unsupported model and for a missing or wrong field.
+    ``tokens`` are the buckets of ternary layers and experts where ``step`` does not name them
+    (default: one token). Raises `ModelError` for an unsupported model and for a missing or wrong
+    field.
     """
     model = model_from_config(config)
     wanted = step or Step()
     if tokens is not None and wanted.tokens is None:
         wanted = replace(wanted, tokens=tokens)
-    return [*ternary_problems(model, wanted), *attention_problems(model, wanted)]
+    return [
+        *ternary_problems(model, wanted),
+        *moe_problems(model, wanted),
+        *attention_problems(model, wanted),
+    ]
 
 
 def model_from_config(config: str | Path | Mapping[str, Any]) -> Model:

@@ -48,6 +48,24 @@ class Config:
             raise self.error(name, value, "an integer >= 1")
         return value
 
+    def count(self, name: str, default: int = 0) -> int:
+        """Return an integer >= 0."""
+        if not self.has(name):
+            return default
+        value: int = self._get(name, int, "an integer >= 0")
+        if isinstance(value, bool) or value < 0:
+            raise self.error(name, value, "an integer >= 0")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """Return a number > 0; null and a missing field are the default."""
+        if not self.has(name):
+            return default
+        value = self.fields[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise self.error(name, value, "a number > 0")
+        return float(value)
+
     def choice(self, name: str, allowed: tuple[str, ...], default: str | None = None) -> str:
         """Return one of some names."""
         if name not in self.fields and default is not None:

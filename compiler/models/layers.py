@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wattune.ops import Problem
 
@@ -45,6 +45,22 @@ class AttentionShape:
 
 
 @dataclass(frozen=True)
+class MoeShape:
+    """What a mixture-of-experts layer computes; the router's fields are those of `MoeTopk`."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_experts: int
+    top_k: int
+    scoring_func: str
+    e_score_correction_bias: bool = False
+    renormalize: bool = True
+    num_expert_group: int = 1
+    topk_group: int = 1
+    routed_scaling_factor: float = 1.0
+
+
+@dataclass(frozen=True)
 class Model:
     """The layers that Wattune has kernels for, and the longest context (0: unknown)."""
 
@@ -52,3 +68,4 @@ class Model:
     attention: dict[str, AttentionShape]
     ternary: tuple[Linear, ...] = ()
     most_context: int = 0
+    moe: dict[str, MoeShape] = field(default_factory=dict)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from wattune.compiler.models.config import Config
 from wattune.compiler.models.layers import AttentionShape, Linear, Model
+from wattune.compiler.models.moe import qwen3_moe
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -24,15 +27,19 @@ def bitnet(config: Config) -> Model:
 
 def qwen3(config: Config) -> Model:
     """Read Qwen3 or Qwen3 MoE: as Llama, with a sliding window in some blocks where it is on."""
+    return replace(_model(config, _qwen3_windows(config)), moe=qwen3_moe(config))
+
+
+def _qwen3_windows(config: Config) -> list[int]:
     blocks = config.size("num_hidden_layers")
     if not config.flag("use_sliding_window"):
-        return _model(config, [0] * blocks)
+        return [0] * blocks
     window = config.size("sliding_window")
     if config.has("layer_types"):
         types = config.items("layer_types", LAYER_TYPES, blocks)
-        return _model(config, [window * (kind == "sliding_attention") for kind in types])
+        return [window * (kind == "sliding_attention") for kind in types]
     first = config.size("max_window_layers", blocks)
-    return _model(config, [window * (block >= first) for block in range(blocks)])
+    return [window * (block >= first) for block in range(blocks)]
 
 
 def _model(config: Config, windows: list[int], ternary: tuple[Linear, ...] = ()) -> Model:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from wattune.compiler.models.config import Config
 from wattune.compiler.models.layers import AttentionShape, Model
 from wattune.compiler.models.llama import LAYER_TYPES, attention_name, most_context
+from wattune.compiler.models.moe import deepseek_moe
 
 
 def mimo_v2_flash(config: Config) -> Model:
@@ -25,7 +26,8 @@ def mimo_v2_flash(config: Config) -> Model:
         for block, sliding in enumerate(pattern)
         if (shape := shapes[sliding]) is not None
     }
-    return Model(config.dtype(), attention, most_context=most_context(config))
+    moe = deepseek_moe(config)
+    return Model(config.dtype(), attention, most_context=most_context(config), moe=moe)
 
 
 def _global(config: Config) -> AttentionShape:

@@ -22,6 +22,8 @@ class Step:
     those of linear layers, None for batch x query tokens; ``context`` None is 32768, or what the
     model is made for where that is less. ``attention`` names a kind of `attention.KINDS`; the
     sparse kinds read ``keep`` of a request's blocks of ``block_size`` keys, or of its tokens.
+    ``experts`` is the format of the weights of mixture-of-experts layers, which are left out with
+    none; ``skew`` is that of their routing: the expert of rank r is as popular as (r + 1)^-skew.
     """
 
     batch: Mapping[int, float] = field(default_factory=lambda: ONE)
@@ -33,6 +35,8 @@ class Step:
     page_size: int = 0
     block_size: int = 64
     keep: float = 0.1
+    experts: str = "none"
+    skew: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the numbers; the problems check what they are given."""

@@ -10,7 +10,7 @@ import pytest
 
 import wattune as wt
 from wattune.errors import ArgumentError
-from wattune.ops import MoeAlignBlockSize, MoeTopk, operator
+from wattune.ops import MoeAlignBlockSize, MoeTopk, Problem, operator
 
 EXPERTS, TOP_K = 24, 3
 FIELDS: tuple[dict[str, Any], ...] = ({"block_size": 4}, {"block_size": 0})
@@ -19,9 +19,12 @@ FIELDS: tuple[dict[str, Any], ...] = ({"block_size": 4}, {"block_size": 0})
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return a library with a bucket of eight tokens, and one of 40 of some problems."""
-    problems = [MoeAlignBlockSize(40, EXPERTS, TOP_K, **fields) for fields in FIELDS]
-    problems += [MoeAlignBlockSize(8, EXPERTS, TOP_K, 4)]
-    problems += [MoeTopk(8, EXPERTS, TOP_K), MoeTopk(8, EXPERTS, TOP_K, "sigmoid", True)]
+    problems: list[Problem] = [
+        *(MoeAlignBlockSize(40, EXPERTS, TOP_K, **fields) for fields in FIELDS),
+        MoeAlignBlockSize(8, EXPERTS, TOP_K, 4),
+        MoeTopk(8, EXPERTS, TOP_K),
+        MoeTopk(8, EXPERTS, TOP_K, "sigmoid", True),
+    ]
     path: Path = tmp_path_factory.mktemp("moe") / "kernels.so"
     wt.compile(problems, wt.Target.native(2)).export(path)
     return wt.load(path)

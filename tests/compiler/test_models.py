@@ -137,7 +137,8 @@ def test_mimo_as_transformers_writes_it() -> None:
     types = ["full_attention", "sliding_attention", "sliding_attention"]
     own = {name: None for name in config(MIMO) if name.startswith(("swa_", "add_", "hybrid_"))}
     changes = {"layer_types": types, "sliding_window": 128, "sliding_window_size": None}
-    read = config(MIMO, **own, **changes, num_hidden_layers=3)
+    sparse = {"moe_layer_freq": None, "mlp_layer_types": ["dense", "sparse", "sparse"]}
+    read = config(MIMO, **own, **changes, **sparse, num_hidden_layers=3)
     theirs = {layer.problem: layer.multiplicity for layer in attention(read)}
     ours = {layer.problem for layer in attention(MIMO)}
     assert theirs.keys() == ours
