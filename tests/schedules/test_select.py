@@ -16,7 +16,7 @@ from wattune.schedules.target import Target
 from wattune.schedules.template import templates_for
 
 BLOCKS: tuple[tuple[SelectBlocks, dict[str, Any]], ...] = (
-    (SelectBlocks(5, 3000, 3, block_size=16, token_budget=320), {}),
+    (SelectBlocks(5, 3000, 3, block_size=16, token_budget=320), {"rows": 8}),
     (SelectBlocks(5, 3000, 3, 20, block_size=16, token_budget=320, sink_blocks=2), {"groups": 0}),
     (SelectBlocks(5, 9000, 2, block_size=1, method="fraction", fraction=0.01), {"chunk": 1024}),
     (SelectBlocks(5, 3000, 3, block_size=16, method="fraction", sink_blocks=1), {"lanes": 4}),

@@ -1,6 +1,6 @@
 """Template of `select_blocks`: one pass finds a bound, a second one lists what reaches it.
 
-for request, query token, head:
+for request, query token, head:                                     # several go side by side
     first, end = the blocks that are not always kept
     inside:     list the best n - forced of first..end
     beside:     list the best n of all; drop the forced ones; keep what there is room for
@@ -23,8 +23,9 @@ from wattune.schedules.target import Target
 from wattune.schedules.template import Counts
 
 _GROUPS = (1, 2, 4, 8, 16)
+_ROWS = (1, 2, 4, 8)
 # Steps of a search for the n-th best.
-_STEPS = 8
+_STEPS = 6
 
 
 class SelectBlocksVector(VectorTemplate):
@@ -38,17 +39,22 @@ class SelectBlocksVector(VectorTemplate):
         return True
 
     def space(self, problem: SelectBlocks, target: Target) -> Space:
-        """Knobs: lanes, scores a chunk, vectors of maxima or of a sample for a bound (0: none)."""
+        """Knobs: lanes, scores a chunk, vectors of maxima or of a sample for a bound, rows.
+
+        No vectors of either (0): no bound. ``rows`` are those that go side by side.
+        """
         lanes = lanes_knob(target)
         wanted, blocks = wanted_blocks(problem), block_count(problem.context, problem.block_size)
         # A sample is a fourth of the scores at the most.
         sample = 16 if blocks - problem.always >= 4 * 16 * int(lanes.default) else 0
+        heads = problem.kv_heads * max(1, problem.query_tokens)
         enough = next((g for g in _GROUPS if g * int(lanes.default) >= wanted), 0)
         knobs = (
             lanes,
             Knob("chunk", (512, 1024, 2048, 4096, 8192), 8192),
             Knob("groups", (0, *_GROUPS), enough if problem.counted and not sample else 0),
             Knob("sample", (0, 16, 32), sample if problem.counted else 0),
+            Knob("rows", _ROWS, max(r for r in _ROWS if r == 1 or r * target.threads <= heads)),
         )
         rules = (
             Constraint(
@@ -69,10 +75,10 @@ class SelectBlocksVector(VectorTemplate):
 
     def kernel(self, problem: SelectBlocks, target: Target, values: Mapping[str, Value]) -> Kernel:
         """Return what emits the kernel."""
-        lanes, chunk, groups, sample = (
-            int(values[name]) for name in ("lanes", "chunk", "groups", "sample")
+        lanes, chunk, groups, sample, rows = (
+            int(values[name]) for name in ("lanes", "chunk", "groups", "sample", "rows")
         )
-        plan = Plan.of(lanes, chunk, groups, sample, problem.max_blocks)
+        plan = Plan.of(lanes, chunk, groups, sample, problem.max_blocks, rows)
         return Kernel(problem, target.threads, plan)
 
     def body(

@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.schedules.cpu import vector
+from wattune.schedules.cpu import math, vector
 
 Expr = Any
 
@@ -52,9 +52,9 @@ class Lanes:
         """Replace NaN by -inf: a maximum takes its second operand where they do not compare."""
         return T.max(scores, self.each(-INFINITY))
 
-    def below(self, count: Expr) -> Expr:
-        """Return which lanes lie before a number of them."""
-        return T.ramp(T.int32(0), 1, self.count) < self.splat(count)
+    def last(self, count: Expr) -> Expr:
+        """Return which lanes are the last ``count`` ones."""
+        return T.ramp(T.int32(0), 1, self.count) >= self.splat(self.count - count)
 
     def compressed(self, values: Expr, chosen: Expr) -> Expr:
         """Move the chosen lanes to the front (vpcompressd, or a store for each lane)."""
@@ -79,7 +79,7 @@ class Lanes:
 
     def above(self, score: Expr) -> Expr:
         """Return the next greater float; infinity's is NaN, which nothing reaches."""
-        return self.disordered(T.bind(self.ordered(score) + 1))
+        return disordered(T.bind(ordered(score) + 1))
 
     def least(self, values: Expr) -> Expr:
         """Return the least lane."""
@@ -98,13 +98,17 @@ class Lanes:
             values = T.bind(combine(values, T.Shuffle([values], order)))
         return T.bind(T.Shuffle([values], [0]))
 
-    def ordered(self, score: Expr) -> Expr:
-        """Return an integer that orders like a float; that of both zeros is 0."""
-        bits = T.bind(T.reinterpret("int32", score))
-        size = T.bitwise_and(bits, T.int32(_SIZE))
-        return T.Select(bits >= 0, bits, T.int32(0) - size)
 
-    def disordered(self, order: Expr) -> Expr:
-        """Return the float of such an integer."""
-        negative = T.bitwise_or(T.int32(0) - order, T.int32(_SIGN))
-        return T.reinterpret("float32", T.Select(order >= 0, order, negative))
+def ordered(score: Expr, lanes: int = 1) -> Expr:
+    """Return an integer that orders like a float, or several; that of both zeros is 0."""
+    bits = T.bind(math.as_integer(score, lanes))
+    size = T.bitwise_and(bits, math.integer(_SIZE, lanes))
+    zero = math.integer(0, lanes)
+    return T.bind(T.Select(bits >= zero, bits, zero - size))
+
+
+def disordered(order: Expr, lanes: int = 1) -> Expr:
+    """Return the float, or the floats, of such an integer."""
+    zero, sign = math.integer(0, lanes), math.integer(_SIGN, lanes)
+    negative = T.bitwise_or(zero - order, sign)
+    return math.as_real(T.Select(order >= zero, order, negative), lanes)

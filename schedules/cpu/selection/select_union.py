@@ -46,7 +46,7 @@ class SelectUnionSort(VectorTemplate):
     def scratch(self, problem: SelectUnion, target: Target, values: Mapping[str, Value]) -> Scratch:
         """Return the workspace."""
         lanes, chunk, sample = (int(values[name]) for name in ("lanes", "chunk", "sample"))
-        plan = Plan.of(lanes, chunk, 0, sample, problem.middle)
+        plan = Plan.of(lanes, chunk, 0, sample, problem.middle, 1)
         return Scratch.of(problem, target.threads, plan)
 
     def sizes(

@@ -10,8 +10,9 @@ from tvm.script import tirx as T
 from wattune.ops.select_union import TOKENS, SelectUnion
 from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.selection.base import length_of
-from wattune.schedules.cpu.selection.select_best import Best, Plan, Row
+from wattune.schedules.cpu.selection.select_best import Best, Plan
 from wattune.schedules.cpu.selection.select_lanes import INFINITY
+from wattune.schedules.cpu.selection.select_rows import Row
 from wattune.schedules.cpu.selection.select_sort import RADIX, Pairs, Sorter, descending
 from wattune.schedules.cpu.selection.values import flat
 from wattune.schedules.cpu.tasks import ceildiv, spread
@@ -85,11 +86,10 @@ class Kernel:
                 start = T.bind(T.cast(row, "int64") * tensors.sizes[TOKENS])
                 best = Best(scratch.plan, tensors["workspace"], scratch.threads, worker)
                 end = T.bind(length - problem.recent)
-                best.fill(
-                    Row(logits, start, T.int32(problem.sinks), end),
-                    T.int32(problem.middle),
-                    T.float32(-INFINITY),
-                )
+                middle = Row(logits, start, T.int32(problem.sinks), end)
+                alone = T.int32(0)
+                best.begin(alone, middle, T.int32(problem.middle), T.float32(-INFINITY))
+                best.fill(logits, T.int32(1))
                 self._rank(best, words, worker, row)
 
         def unite(worker: Expr, item: Expr) -> None:
@@ -125,7 +125,7 @@ class Kernel:
         pairs, spare = self._pairs(worker)
         with T.serial(ceildiv(scratch.middle, lanes.count)) as step:
             at = T.bind(step * lanes.count)
-            descending(lanes, best.values, best.base + at, words, pairs.keys + at)
+            descending(lanes, best.values, best.base(T.int32(0)) + at, words, pairs.keys + at)
         Sorter(words, self._own(worker)).sort(pairs, spare, T.int32(scratch.middle))
         to = self._ranking(row)
         with T.serial(scratch.middle) as i:
