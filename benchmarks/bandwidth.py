@@ -2,7 +2,8 @@
 
 The kernel alone, called from C as the tuner measures it, by the default schedule; the machine's
 bandwidth is measured at the same footprint, threads and pages just before and just after, and the
-better of the two counts. Bytes are those of the packed weights, or those that must move. One JSON
+better of the two counts; for kernels on dot products of bfloat16, their share of that unit's
+speed as well. Bytes are those of the packed weights, or those that must move. One JSON
 row a problem, mode and number of threads, each kept in a dated file in ``benchmarks/results/`` as
 soon as it is measured, beside rows of the same day for other problems and threads.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 from wattune.compiler.bench.machine import describe_machine
 from wattune.compiler.bench.results import results_file, write_rows
 from wattune.compiler.bench.run import rotates
-from wattune.compiler.measure.limits import read_bandwidth_at
+from wattune.compiler.measure.limits import read_bandwidth_at, unit_gops
 from wattune.compiler.measure.pool import cold_footprint
 from wattune.compiler.measure.runner import LocalRunner
 from wattune.ops import (
@@ -101,7 +102,7 @@ def row(target: Target, mode: str, problem: Problem) -> dict[str, object]:
         (record,) = runner.interleaved([candidate])
         limit = max(before, read_bandwidth_at(footprint, target.threads))
     gbps = moved / record.latency / 1e9
-    return {
+    found = {
         "problem": str(problem),
         "mode": mode,
         "threads": target.threads,
@@ -110,6 +111,11 @@ def row(target: Target, mode: str, problem: Problem) -> dict[str, object]:
         "limit_gbps": round(limit, 1),
         "of_limit": round(gbps / limit, 3),
     }
+    if candidate.schedule.values.get("scores") == "dot":
+        # Dot products of bfloat16 pairs, whose unit may bind before the caches do.
+        rate = operator(problem.operator).work(problem).operations / record.latency
+        found["of_dots"] = round(rate / 1e9 / unit_gops("bf16_gflops", target.threads), 3)
+    return found
 
 
 def main() -> None:

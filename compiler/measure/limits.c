@@ -65,6 +65,26 @@ static double dot512(int64_t count) {
 #endif
 }
 
+/* Pairs of bfloat16. */
+static double dot_bf16(int64_t count) {
+#ifdef __AVX512BF16__
+  __m512i u = _mm512_setzero_si512();
+#define START(i) __m512 a##i = _mm512_setzero_ps();
+#define STEP(i) __asm__ volatile("vdpbf16ps %1, %1, %0" : "+v"(a##i) : "v"(u));
+#define SUM(i) sink += (int64_t)_mm512_reduce_add_ps(a##i);
+  CHAINS(START)
+  for (int64_t i = 0; i < count; ++i) { CHAINS(STEP) }
+  CHAINS(SUM)
+#undef START
+#undef STEP
+#undef SUM
+  return 16 * 32 * 2;
+#else
+  (void)count;
+  return 0;
+#endif
+}
+
 static double dot256(int64_t count) {
 #if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
 #ifdef __AVXVNNI__
@@ -287,9 +307,9 @@ double wattune_read(const char *data, int64_t bytes, int way, int threads, const
   return rate(&job, threads, cpus);
 }
 
-/* Returns operations per second of a unit: 0 dot512, 1 dot256, 2 multiply_add, 3 tile. */
+/* Returns operations per second of a unit: 0 dot512, 1 dot256, 2 multiply_add, 3 tile, 4 dot_bf16. */
 double wattune_unit(int unit, int threads, const int32_t *cpus, double budget) {
-  double (*const units[])(int64_t) = {dot512, dot256, multiply_add, tile};
+  double (*const units[])(int64_t) = {dot512, dot256, multiply_add, tile, dot_bf16};
   Job job = {.unit = units[unit], .budget = budget, .passes = 1};
   return rate(&job, threads, cpus);
 }

@@ -50,7 +50,8 @@ def test_caches_are_faster_than_memory() -> None:
 def test_units_are_measured_where_the_machine_has_them() -> None:
     here = Target.native()
     assert 1 < unit_gops("fma_gflops", 1, 0.05) < 5000
-    for unit, feature in (("vnni_gops", "avx512_vnni"), ("amx_gops", "amx_int8")):
+    units = {"vnni_gops": "avx512_vnni", "amx_gops": "amx_int8", "bf16_gflops": "avx512_bf16"}
+    for unit, feature in units.items():
         assert (unit_gops(unit, 1, 0.05) > 100) == here.has(feature)
 
 
