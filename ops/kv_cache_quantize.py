@@ -108,7 +108,7 @@ class KVCacheQuantizeOperator(Operator[KVCacheQuantize]):
         """Describe every tensor; all arrays of the cache are changed."""
         cache = problem.quantized
         rows = ("batch", "tokens", problem.kv_heads)
-        lengths = Values(0, Limit("tokens"), maximum="context")
+        lengths = Values(0, Limit("tokens"), maximum="context", also=cache.most_tokens)
         return (
             Argument("k", (*rows, problem.head_dim), problem.dtype, "input"),
             Argument("v", (*rows, problem.value_dim), problem.dtype, "input"),

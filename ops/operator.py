@@ -151,7 +151,7 @@ class Used:
 
 @dataclass(frozen=True)
 class Values:
-    """What integers an argument may hold: ``low`` to ``high``, both included.
+    """What integers an argument may hold: ``low`` to ``high``, both included, nor above ``also``.
 
     ``unique``: none but negative ones may be repeated along the last axis. ``used`` limits the
     check to values that matter. ``maximum`` names the run-time size that the greatest value is.
@@ -162,6 +162,7 @@ class Values:
     unique: bool = False
     used: Used | None = None
     maximum: str = ""
+    also: Limit | None = None
 
 
 @dataclass(frozen=True)

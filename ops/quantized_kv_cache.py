@@ -101,10 +101,13 @@ class QuantizedKVCache:
 
     def lengths(self) -> Argument:
         """Return ``seq_lens``: tokens of each request, packed and residual."""
-        most = Limit("packed_blocks", times=self.block_tokens, offset=self.block_tokens - 1)
-        return Argument(
-            "seq_lens", ("batch",), "int32", "input", values=Values(0, most, maximum="context")
-        )
+        values = Values(0, self.most_tokens, maximum="context")
+        return Argument("seq_lens", ("batch",), "int32", "input", values=values)
+
+    @property
+    def most_tokens(self) -> Limit:
+        """Return the most tokens of a request: whole blocks, and a residual."""
+        return Limit("packed_blocks", times=self.block_tokens, offset=self.block_tokens - 1)
 
     def extents(self, context: int) -> dict[str, int]:
         """Return the free sizes of a cache with room for ``context`` tokens a request."""

@@ -238,13 +238,9 @@ def _argument(argument: Argument, kind: str) -> str:
 
 def _values(values: Values) -> str:
     """Say which integers are allowed: ``-1 to num_pages - 1, none twice``."""
-    high = str(values.high)
-    if isinstance(values.high, Limit):
-        limit = values.high
-        high = limit.size if limit.times == 1 else f"{limit.size} * {limit.times}"
-        high = high if limit.per == 1 else f"ceil({high} / {limit.per})"
-        high += f" {'-' if limit.offset < 0 else '+'} {abs(limit.offset)}" if limit.offset else ""
-    words = [f"{values.low} to {high}"]
+    words = [f"{values.low} to {_limit(values.high)}"]
+    if values.also is not None:
+        words.append(f"at most {_limit(values.also)}")
     if values.unique:
         words.append("none but negative ones twice in its row")
     if values.used:
@@ -253,6 +249,15 @@ def _values(values: Values) -> str:
     if values.maximum:
         words.append(f"the greatest is {values.maximum}")
     return ", ".join(words)
+
+
+def _limit(limit: int | Limit) -> str:
+    if not isinstance(limit, Limit):
+        return str(limit)
+    high = limit.size if limit.times == 1 else f"{limit.size} * {limit.times}"
+    high = high if limit.per == 1 else f"ceil({high} / {limit.per})"
+    sign = "-" if limit.offset < 0 else "+"
+    return f"{high} {sign} {abs(limit.offset)}" if limit.offset else high
 
 
 def _buckets(op: OperatorTable, variant: Variant) -> str:

@@ -63,8 +63,10 @@ def _check_values(
         "a dtype other than int8 and int32": argument.dtype not in ("int8", "int32"),
         "unique or measured int8 values": argument.dtype == "int8"
         and (values.unique or values.maximum),
-        "a limit by a size that is in no shape": isinstance(values.high, Limit)
-        and values.high.size not in shapes,
+        "a limit by a size that is in no shape": any(
+            isinstance(limit, Limit) and limit.size not in shapes
+            for limit in (values.high, values.also)
+        ),
         "a maximum that is no run-time size, or in a shape too": values.maximum
         and (values.maximum not in table.runtime or values.maximum in shapes),
         "lengths that are not int32, one for each leading index": values.used

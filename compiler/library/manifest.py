@@ -213,11 +213,12 @@ def _argument(data: Mapping[str, Any]) -> Argument:
 
 
 def _values(data: Mapping[str, Any]) -> Values:
-    high, used = data["high"], data["used"]
+    high, also, used = data["high"], data.get("also"), data["used"]
     return Values(
         low=data["low"],
         high=Limit(**high) if isinstance(high, Mapping) else high,
         unique=data["unique"],
         used=None if used is None else Used(**used),
         maximum=data["maximum"],
+        also=None if also is None else Limit(**also),
     )

@@ -20,10 +20,16 @@ typedef enum { WT_ABSENT, WT_INPUT, WT_PACKED, WT_STATE, WT_WORKSPACE, WT_OUTPUT
 /* Checks that can be switched off, in the order of wt_check_names. */
 enum { WT_RANGES = 1, WT_DUPLICATES = 2 };
 
-/* Which integers an argument may hold: low to ceil(size * times / per) + offset. */
+/* ceil(size * times / per) + offset. */
 typedef struct {
-  int64_t low, offset, times, per;
-  int32_t symbol;   /* of the size; -1: offset alone */
+  int64_t offset, times, per;
+  int32_t symbol; /* of the size; -1: offset alone */
+} WtLimit;
+
+/* Which integers an argument may hold: low to the lesser of two limits. */
+typedef struct {
+  int64_t low;
+  WtLimit high, also;
   int32_t unique;   /* none but negative values twice along the last axis */
   int32_t maximum;  /* the symbol that the greatest value is, or -1 */
   int32_t lengths;  /* argument: row i uses ceil(lengths[i] / used_per) of its values; -1: all */

@@ -9,6 +9,8 @@ from wattune.compiler.library.manifest import OperatorTable, Variant
 from wattune.ops.operator import Argument, Limit, Used, Values
 from wattune.schedules.program import CACHE_LINE, alignment
 
+# No limit: the greatest int64.
+_NONE = (1 << 63) - 1
 # DLPack's type codes.
 _CODES = {"int": "kDLInt", "uint": "kDLUInt", "float": "kDLFloat", "bfloat": "kDLBfloat"}
 
@@ -33,21 +35,24 @@ def slot(argument: Argument | None, op: OperatorTable | None = None, kind: str =
 def _values(values: Values | None, op: OperatorTable | None) -> str:
     if values is None:
         return "0"
-    high = values.high if isinstance(values.high, Limit) else Limit("", offset=values.high)
     symbols, signature = (op.symbols, op.signature) if op else ((), ())
     used = values.used or Used("")
     numbers = (
         values.low,
-        high.offset,
-        high.times,
-        high.per,
-        symbols.index(high.size) if high.size else -1,
+        _limit(values.high, symbols),
+        _limit(_NONE if values.also is None else values.also, symbols),
         int(values.unique),
         symbols.index(values.maximum) if values.maximum else -1,
         signature.index(used.lengths) if used.lengths else -1,
         used.per,
     )
     return f"&(const WtValues){{{', '.join(map(str, numbers))}}}"
+
+
+def _limit(limit: int | Limit, symbols: Sequence[str]) -> str:
+    found = limit if isinstance(limit, Limit) else Limit("", offset=limit)
+    symbol = symbols.index(found.size) if found.size else -1
+    return f"{{{found.offset}, {found.times}, {found.per}, {symbol}}}"
 
 
 def _number(dim: int | str) -> str:

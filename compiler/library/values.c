@@ -20,6 +20,17 @@ typedef struct {
   int64_t low, high;
 } Checked;
 
+static int64_t limit_at(const WtLimit *limit, const int64_t *sizes) {
+  if (limit->symbol < 0) return limit->offset;
+  return (sizes[limit->symbol] * limit->times + limit->per - 1) / limit->per + limit->offset;
+}
+
+/* Returns which of the two limits holds, by the sizes of shapes. */
+static const WtLimit *lesser(const WtValues *values, const int64_t *sizes) {
+  return limit_at(&values->also, sizes) < limit_at(&values->high, sizes) ? &values->also
+                                                                         : &values->high;
+}
+
 static int64_t value_at(const DLTensor *tensor, int64_t at) {
   const void *data = wt_data(tensor);
   return tensor->dtype.bits == 8 ? ((const int8_t *)data)[at] : ((const int32_t *)data)[at];
@@ -82,7 +93,7 @@ static int refuse_outside(const Checked *checked, int64_t at, const int64_t *siz
     wt_message_add("; allowed: none");
   else
     wt_message_add("; allowed: %lld to %lld", (long long)low, (long long)high);
-  int32_t symbol = checked->values->symbol;
+  int32_t symbol = lesser(checked->values, sizes)->symbol;
   if (symbol >= 0)
     wt_message_add(" (%s is %lld)", checked->op->symbol_names[symbol], (long long)sizes[symbol]);
   return WT_FAILED;
@@ -139,14 +150,6 @@ static void measure(const Checked *checked, int64_t *sizes) {
   *size = most;
 }
 
-/* Returns the greatest value that is allowed, by the sizes of shapes. */
-static int64_t highest(const WtValues *values, const int64_t *sizes) {
-  int64_t high = values->offset;
-  if (values->symbol >= 0)
-    high += (sizes[values->symbol] * values->times + values->per - 1) / values->per;
-  return high;
-}
-
 static Checked checked_argument(const WtOperator *op, const WtVariant *variant,
                                 const DLTensor *const *args, int32_t i, const int64_t *sizes) {
   const WtValues *values = variant->slots[i].values;
@@ -160,7 +163,7 @@ static Checked checked_argument(const WtOperator *op, const WtVariant *variant,
     checked.lines_each = checked.lines / tensor->shape[0];
   }
   checked.low = values->low;
-  checked.high = highest(values, sizes);
+  checked.high = limit_at(lesser(values, sizes), sizes);
   return checked;
 }
 
@@ -197,7 +200,7 @@ int wt_bound_values(const WtOperator *op, const WtVariant *variant, const int64_
   for (int32_t i = 0; i < op->num_arguments; ++i) {
     const WtValues *values = variant->slots[i].values;
     if (!values || values->maximum < 0) continue;
-    int64_t high = highest(values, sizes), *size = &sizes[values->maximum];
+    int64_t high = limit_at(lesser(values, sizes), sizes), *size = &sizes[values->maximum];
     if (high > *size) *size = high;
   }
   for (int32_t i = 0; i < op->num_bounded; ++i)
