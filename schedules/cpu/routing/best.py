@@ -20,7 +20,7 @@ from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.routing import bits
 from wattune.schedules.cpu.routing.plan import Plan, Rows
 from wattune.schedules.cpu.routing.ranks import ranks
-from wattune.schedules.cpu.selection.select_lanes import INFINITY, Lanes
+from wattune.schedules.cpu.selection.select_lanes import INFINITY, Lanes, disordered
 from wattune.schedules.cpu.tasks import ceildiv
 
 Expr = Any
@@ -145,7 +145,7 @@ class Best:
             self.rows.put(name, at, T.Select(lanes.below(size - at), keys, taken))
         with T.serial(self.plan.routing.top_k) as place:
             found, key = self._greatest(name, vectors)
-            self.rows.put("best", place, lanes.disordered(key))
+            self.rows.put("best", place, disordered(key))
             self.rows.put("best_ids", place, self._id(found) if listed else found)
             self.rows.put(name, found, T.int32(_TAKEN))
 

@@ -52,6 +52,10 @@ class Lanes:
         """Replace NaN by -inf: a maximum takes its second operand where they do not compare."""
         return T.max(scores, self.each(-INFINITY))
 
+    def below(self, count: Expr) -> Expr:
+        """Return which lanes lie before a number of them."""
+        return T.ramp(T.int32(0), 1, self.count) < self.splat(count)
+
     def last(self, count: Expr) -> Expr:
         """Return which lanes are the last ``count`` ones."""
         return T.ramp(T.int32(0), 1, self.count) >= self.splat(self.count - count)

@@ -32,8 +32,8 @@ _SLOW = 3
 # Vectors of a list are counted in multiples of this: loops of as many turns are well foretold.
 UNROLL = 4
 # A lane of each for a list; ``side`` is the end that the last step moved: 1 for low, 2 for high.
-_INTEGERS = ("low", "high", "above", "most", "slack", "vectors", "side", "slow")
-_INTEGERS += ("counted", "middle", "reaching")
+_STATE = ("low", "high", "above", "most", "slack", "vectors", "side", "slow")
+_INTEGERS = (*_STATE, "counted", "middle", "reaching")
 _FLOATS = ("lead", "lag", "bound")
 _LOW, _HIGH = 1, 2
 
