@@ -131,6 +131,10 @@ class GroupedGemmOperator(Operator[GroupedGemm]):
         """Draw bytes that are finite weights in any layout."""
         return random_words(count, seed)
 
+    def packed_share(self, problem: GroupedGemm) -> float:
+        """Return the share of the experts that are touched."""
+        return experts.touched(problem) / problem.num_experts
+
     def formats(self) -> dict[str, float]:
         """Return bits per weight of each format, in long rows."""
         return {name: coding.bits(1 << 12) for name, coding in FORMATS.items()}

@@ -275,6 +275,10 @@ class Operator(ABC, Generic[P]):
         rng = np.random.default_rng(seed)
         return rng.integers(0, 256, count, dtype=np.uint8)
 
+    def packed_share(self, problem: P) -> float:
+        """Return the share of its packed data that a call reads: of experts, those chosen."""
+        return 1.0
+
     def formats(self) -> dict[str, float]:
         """Return the formats of the operator's packed data and their bits per value."""
         return {}

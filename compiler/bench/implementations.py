@@ -76,6 +76,12 @@ def _block_score() -> dict[str, Maker]:
     return {"torch_score": Score}
 
 
+def _fused_moe() -> dict[str, Maker]:
+    from wattune.compiler.bench.peers_experts import GroupedMm, PerExpert
+
+    return {"torch_grouped_mm": GroupedMm, "torch_linear": PerExpert}
+
+
 _PEERS: dict[str, Callable[[], dict[str, Maker]]] = {
     "ternary_gemm": _ternary_gemm,
     "decode_attention": _decode_attention,
@@ -84,6 +90,7 @@ _PEERS: dict[str, Callable[[], dict[str, Maker]]] = {
     "quantized_decode_attention": _quantized,
     "block_score": _block_score,
     "select_blocks": _select_blocks,
+    "fused_moe": _fused_moe,
 }
 
 # Operators that our dense attention to the same context is a peer of.

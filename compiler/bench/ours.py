@@ -56,7 +56,8 @@ class Ours(Case):
             return [([], views) for views in rotate(states, setup.footprint, self.moved)]
         packed = self.kernel.pack(**sources)
         others = (*self.inputs.values(), *self.out.values())
-        self.moved = packed.nbytes + sum(array.nbytes for array in others)
+        share = operator(setup.problem.operator).packed_share(setup.problem)
+        self.moved = int(share * packed.nbytes) + sum(array.nbytes for array in others)
         # The weights rotate; a scale is a few bytes.
         weight = max(packed.data, key=lambda name: packed.data[name].nbytes)
         views = rotate({weight: packed.data[weight]}, setup.footprint, self.moved)

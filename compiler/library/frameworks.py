@@ -93,7 +93,11 @@ def tidy(tensor: Any) -> Any:
 def to_numpy(tensor: Any) -> Any:
     """Return a tensor, a number or a list as a numpy array."""
     if is_torch(tensor):
-        return tensor.detach().cpu().numpy()
+        held = tensor.detach().cpu()
+        if dtype_name(held) == "bfloat16":
+            bits = held.view(torch_module().int16)
+            return bits.numpy().view(numpy_dtype("bfloat16"))
+        return held.numpy()
     return np.asarray(tensor)
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from wattune.compiler.library.frameworks import to_numpy
+from wattune.compiler.library.frameworks import as_bits, to_numpy
 from wattune.compiler.library.manifest import Variant
 from wattune.compiler.library.matching import Part
 from wattune.compiler.library.packed import Packed, aligned_empty
 from wattune.compiler.library.reasons import Mismatch, closest
 from wattune.errors import ArgumentError
-from wattune.ops.dtypes import numpy_dtype
+from wattune.ops.dtypes import FLOATS, numpy_dtype
 from wattune.ops.operator import Argument, Array
 
 Sources = Mapping[str, Array]
@@ -109,12 +109,12 @@ def _pack(part: Part, variant: Variant, sources: Sources) -> Packed:
 def _converted(operator: str, source: Argument, values: Array) -> Array:
     """Return the values in the source's dtype; a conversion that changes one is refused."""
     dtype = numpy_dtype(source.dtype)
-    if values.dtype.kind not in "biuf":
+    if values.dtype.kind not in "biuf" and values.dtype != dtype:
         raise ArgumentError(
             f"{operator}.pack: {source.name} has dtype {values.dtype}; expected {source.dtype}"
         )
     converted = np.ascontiguousarray(values, dtype)
-    exact = dtype.kind == "f" or values.dtype == dtype or bool(np.all(converted == values))
+    exact = source.dtype in FLOATS or values.dtype == dtype or bool(np.all(converted == values))
     if not exact:
         raise ArgumentError(
             f"{operator}.pack: {source.name} has values that {source.dtype} cannot hold"
@@ -125,7 +125,7 @@ def _converted(operator: str, source: Argument, values: Array) -> Array:
 def _run(part: Part, argument: Argument, values: Array) -> Array:
     packed = aligned_empty(int(argument.shape[0]))
     program = part.functions[f"{part.table.name}_pack_{argument.name}"]
-    program(values if values.flags.writeable else values.copy(), packed)
+    program(as_bits(values if values.flags.writeable else values.copy()), packed)
     return packed
 
 

@@ -6,6 +6,7 @@ import ctypes
 import math
 import mmap
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def state_bytes(problem: Problem) -> int:
         math.prod(argument.concrete(problem.extents)) * itemsize(argument.dtype)
         for argument in operator(problem.operator).arguments(problem)
         if argument.role == "state"
+    )
+
+
+def packed_bytes(problem: Problem, sizes: Mapping[str, int]) -> int:
+    """Return the bytes of a problem's packed arguments; ``sizes`` are those of the layout."""
+    return sum(
+        math.prod(argument.concrete(sizes)) * itemsize(argument.dtype)
+        for argument in operator(problem.operator).arguments(problem)
+        if argument.role == "packed"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from wattune.compiler.measure.builder import BuildPool, BuildResult
-from wattune.compiler.measure.memory import state_bytes
+from wattune.compiler.measure.memory import packed_bytes, state_bytes
 from wattune.compiler.measure.process import (
     Message,
     WorkerDied,
@@ -129,8 +129,9 @@ class Supervisor:
             "budget": BUDGET_SECONDS[setting.mode],
             "energy": energy,
         }
-        # Inputs and references of long contexts are drawn first.
-        drawn = min(state_bytes(problem), setting.most_drawn) / DRAWN_PER_SECOND
+        # Inputs and references of long contexts, of many experts' weights, are drawn first.
+        held = min(state_bytes(problem), setting.most_drawn) + packed_bytes(problem, result.sizes)
+        drawn = held / DRAWN_PER_SECOND
         return request, setting.run_timeout + drawn + (ENERGY_SECONDS if energy else 0)
 
     def _ask(self, request: Message, timeout: float) -> Message:
