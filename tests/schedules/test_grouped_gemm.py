@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 from tests.schedules.kernels import assert_matches, compile_function, run_kernel
 
 from wattune.ops import FusedMoe, GroupedGemm, operator
+from wattune.ops.experts import poison_untouched
 from wattune.schedules.cpu.grouped_gemm import TEMPLATES
 from wattune.schedules.space import Values
 from wattune.schedules.target import Target
-from wattune.schedules.template import Template
+from wattune.schedules.template import Template, templates_for
 
 Inputs = Mapping[str, Any]
 
@@ -31,7 +33,7 @@ CASES = [
     pytest.param(template, problem, id=f"{template.name}-{problem}")
     for problem in PROBLEMS
     for template in TEMPLATES
-    if template.operator == problem.operator
+    if template.operator == problem.operator and "amx" not in template.name
 ]
 
 
@@ -67,3 +69,100 @@ def test_matches_reference(template: Template, problem: Any) -> None:
     for values in (space.default(), space.sample(rng)):
         assert values is not None
         check(template, problem, target, values, drawn)
+
+
+def first_template(problem: Any, threads: int = 1) -> tuple[Template, Target]:
+    target = Target.native(threads)
+    return templates_for(problem, target)[0], target
+
+
+def run(problem: Any, inputs: Inputs, threads: int = 1, **knobs: Any) -> Any:
+    """Return the only output under the default schedule, with some knobs changed."""
+    template, target = first_template(problem, threads)
+    values = {**template.space(problem, target).default(), **knobs}
+    template.space(problem, target).check(values)
+    found = run_kernel(problem, target, template, values, inputs)
+    return found[operator(problem.operator).signature[-1]]
+
+
+@pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
+def test_results_do_not_depend_on_the_schedule(format: str) -> None:
+    """To the last bit: each sum is of the same products in the same order."""
+    problem = FusedMoe(9, 3, 2, 128, 128, dtype="float32", format=format)
+    inputs = operator("fused_moe").make_inputs(problem, np.random.default_rng(1))
+    want = run(problem, inputs, row_block=8, groups=2)
+    for knobs in (
+        {"row_block": 1, "order": "pair"},
+        {"row_block": 3, "groups": 1, "unroll": 4, "prefetch": 0},
+        {"row_block": 6, "groups": 4, "parts": 8},
+    ):
+        np.testing.assert_array_equal(run(problem, inputs, **knobs), want)
+    if Target.native().cores > 1:
+        np.testing.assert_array_equal(run(problem, inputs, threads=2, parts=2), want)
+
+
+@pytest.mark.parametrize("expert", [0, 4])
+@pytest.mark.parametrize("format", ["bf16", "int8"])
+def test_all_tokens_to_one_expert(format: str, expert: int) -> None:
+    """No tokens for the others, whose weights are NaN."""
+    problem = FusedMoe(30, 5, 1, 40, 24, format=format)
+    op = operator("fused_moe")
+    inputs = op.make_inputs(problem, np.random.default_rng(2))
+    inputs["topk_ids"][:] = expert
+    for name in ("gate_up_proj", "down_proj"):
+        poison_untouched(inputs[name], inputs["topk_ids"], format)
+    got = run(problem, inputs)
+    assert_matches(problem, {"out": got}, op.reference(problem, inputs))
+
+
+def test_fused_equals_composed() -> None:
+    """Two grouped products with the activation and the sum between and after them in numpy."""
+    fused = FusedMoe(10, 4, 2, 48, 32, dtype="float32")
+    inputs = operator("fused_moe").make_inputs(fused, np.random.default_rng(3))
+    ids = inputs["topk_ids"]
+    both = run(
+        GroupedGemm(10, 4, 2, 64, 48, dtype="float32"),
+        {"x": inputs["hidden_states"], "weights": inputs["gate_up_proj"], "topk_ids": ids},
+    )
+    gate, up = np.split(both.reshape(20, 64), 2, -1)
+    h = (gate / (1 + np.exp(-gate)) * up).astype(np.float32)
+    y = run(
+        GroupedGemm(20, 4, 1, 48, 32, dtype="float32"),
+        {"x": h, "weights": inputs["down_proj"], "topk_ids": ids.reshape(20, 1)},
+    )
+    composed = (y.reshape(10, 2, 48) * inputs["topk_weights"][..., None]).sum(1)
+    np.testing.assert_allclose(run(fused, inputs), composed, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.isa("avx512_bf16", "avx512_vnni")
+@pytest.mark.parametrize(
+    ("format", "instruction"), [("bf16", "vdpbf16ps"), ("int8", "vpdpbusd"), ("int4", "vpdpbusd")]
+)
+def test_machine_code(format: str, instruction: str) -> None:
+    """One instruction a product in the widest tile, and nothing on the stack in the loop."""
+    import tvm
+
+    problem = FusedMoe(24, 2, 2, 1024, 1024, format=format)
+    template, target = first_template(problem)
+    values = template.space(problem, target).restrict({"unroll": 1}).default()
+    function = template.lower(problem, target, values).with_attr("global_symbol", "kernel")
+    module = tvm.tirx.build(tvm.IRModule({"kernel": function}), tvm.target.Target(target.llvm()))
+    text = str(module.inspect_source("asm"))
+    blocks = re.split(r"\n(?=\.LBB)", text)
+    loop = max(blocks, key=lambda block: block.count(instruction)).partition("\tjne")[0]
+    nibbles = 2 if format == "int4" else 1
+    assert loop.count(instruction) >= nibbles * int(values["groups"]) * int(values["row_block"])
+    assert not re.search(r"vmov\w+\s+%zmm\d+, -?\d*\(%rsp\)", loop)
+
+
+def test_counts_follow_the_routing() -> None:
+    few, many = FusedMoe(1, 64, 8, 512, 256), FusedMoe(64, 64, 8, 512, 256)
+    for problem in (few, many):
+        for template in templates_for(problem, Target.native(1)):
+            values = template.space(problem, Target.native(1)).default()
+            counts = template.counts(problem, Target.native(1), values)
+            share = operator("fused_moe").packed_share(problem)
+            sizes = template.sizes(problem, Target.native(1), values)
+            packed = share * (sizes["w1_bytes"] + sizes["w2_bytes"])
+            assert packed <= counts.bytes["memory"] < 2 * packed
+            assert counts.operations["dot"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -51,16 +52,16 @@ class ExpertTemplate(Template):
         pairs = problem.tokens * problem.top_k
         each = -(-pairs // touched(problem))
         single = pairs <= _REPEATED * touched(problem)
-        room = max(1, self.registers // self.default_groups - 1)
-        fitting = [r for r in ROW_BLOCKS if r <= max(1, min(problem.tokens, room))]
+        blocks = self.row_blocks(problem.tokens)
+        fitting = [r for r in blocks if self.sums(self.default_groups, r) <= self.registers]
         enough = next((r for r in fitting if r >= each), fitting[-1])
         parts = sorted({*PARTS, target.threads})
         knobs = (
             Knob("groups", (1, 2, 4), self.default_groups, layout=True),
             Knob(
                 "row_block",
-                tuple(r for r in ROW_BLOCKS if r <= max(1, problem.tokens)),
-                1 if single else enough,
+                blocks,
+                blocks[0] if single else enough,
             ),
             Knob("order", ("expert", "pair"), "pair" if single else "expert"),
             Knob("parts", tuple(parts), target.threads),
@@ -69,8 +70,8 @@ class ExpertTemplate(Template):
         )
         constraints = (
             Constraint(
-                f"groups * (row_block + 1) must fit {self.registers} sums",
-                lambda v: int(v["groups"]) * (int(v["row_block"]) + 1) <= self.registers,
+                f"groups and row_block must fit {self.registers} sums",
+                lambda v: self.sums(int(v["groups"]), int(v["row_block"])) <= self.registers,
             ),
             Constraint(
                 "pairs one by one have one row each",
@@ -78,6 +79,14 @@ class ExpertTemplate(Template):
             ),
         )
         return Space(self.name, knobs, constraints)
+
+    def row_blocks(self, tokens: int) -> tuple[int, ...]:
+        """Return how many rows can be multiplied at once: an expert has at most ``tokens``."""
+        return tuple(r for r in ROW_BLOCKS if r <= tokens)
+
+    def sums(self, groups: int, row_block: int) -> int:
+        """Count the registers of sums, and of the vectors of weights."""
+        return groups * (row_block + 1)
 
     def layout(self, problem: Any, values: Mapping[str, Value]) -> Layout:
         """The format and how many groups of 16 rows interleave."""
@@ -87,7 +96,7 @@ class ExpertTemplate(Template):
         """Return the sizes of a kernel."""
         engine = self.engine(problem, target)
         assert engine is not None
-        return Plan(
+        plan = Plan(
             tokens=problem.tokens,
             top_k=problem.top_k,
             experts=problem.num_experts,
@@ -100,6 +109,7 @@ class ExpertTemplate(Template):
             prefetch=int(values["prefetch"]),
             unroll=int(values["unroll"]),
         )
+        return dataclasses.replace(plan, scratch=engine.scratch_bytes(plan))
 
     def sizes(self, problem: Any, target: Target, values: Mapping[str, Value]) -> dict[str, int]:
         """Bytes of the packed weights and of the workspace."""

@@ -132,14 +132,15 @@ class Int8(Integer):
 
         tile.steps(tile.product.steps, step)
 
-        def value(r: int, g: int) -> Expr:
-            total = sums.load(tile.slot(r, g), I32)
-            if self.dot.biased:
-                total = total - tile.total(r, T.int64(0))
-            scale = tile.floats(tile.base + tile.product.codes_bytes, g)
-            return T.cast(total, F32) * (scale * tile.scale(r))
+        return lambda r, g: int8_value(tile, sums.load(tile.slot(r, g), I32), r, g, self.dot.biased)
 
-        return value
+
+def int8_value(tile: Tile, total: Expr, row: int, group: int, biased: bool) -> Expr:
+    """Scale the int32 sums of a row and a group; ``biased``: codes were taken with their 128."""
+    if biased:
+        total = total - tile.total(row, T.int64(0))
+    scale = tile.floats(tile.base + tile.product.codes_bytes, group)
+    return T.cast(total, F32) * (scale * tile.scale(row))
 
 
 class Int4(Integer):

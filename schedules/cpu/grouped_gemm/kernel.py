@@ -142,7 +142,6 @@ class Kernel:
         parts = min(plan.parts, product.blocks)
 
         def task(worker: Expr, number: Expr) -> None:
-            del worker
             job = T.bind(T.truncdiv(number, parts))
             part = T.bind(number - job * parts)
             expert, first, count = (T.bind(lists.load("jobs", job * JOB + i)) for i in range(JOB))
@@ -154,9 +153,15 @@ class Kernel:
                 at = T.bind(base + T.cast(block, "int64") * product.block_bytes)
                 done = T.bind(chunk * plan.row_block)
                 left = T.bind(count - done)
-                self._rows(product, weights, memory, rows, at, block, first + done, left)
+                self._rows(product, weights, memory, rows, at, block, first + done, left, worker)
 
-        spread(plan.threads, lists.load("counts", JOBS) * parts, task)
+        spread(
+            plan.threads,
+            lists.load("counts", JOBS) * parts,
+            task,
+            lambda worker: self.engine.begin(plan, memory, worker),
+            self.engine.end,
+        )
 
     def _rows(
         self,
@@ -168,12 +173,13 @@ class Kernel:
         block: Expr,
         first: Expr,
         left: Expr,
+        worker: Expr,
     ) -> None:
         """Emit the tile of the least size that holds the rows that are left."""
         start = T.bind(first)
 
         def tile(count: int) -> None:
-            where = Tile(self.plan, product, memory, weights, at, start, count)
+            where = Tile(self.plan, product, memory, weights, at, start, count, worker)
             value = self.engine.emit(where)
             for r in range(count):
                 with T.If(left > r), T.Then():
@@ -191,14 +197,4 @@ class Kernel:
                 with T.Else():
                     choose(sizes[1:])
 
-        choose(row_sizes(self.plan.row_block))
-
-
-def row_sizes(most: int) -> tuple[int, ...]:
-    """Return the numbers of rows that tiles are made for: powers of two, and the most."""
-    found = []
-    size = 1
-    while size < most:
-        found.append(size)
-        size *= 2
-    return (*found, most)
+        choose(self.engine.row_sizes(self.plan.row_block))

@@ -47,6 +47,7 @@ class Plan:
     parts: int
     prefetch: int
     unroll: int
+    scratch: int = 0
 
     @property
     def pairs(self) -> int:
@@ -84,6 +85,7 @@ class Plan:
             lists=4 * (2 + JOB * self.pairs + 2 * self.pairs + self.experts),
             wide=4 * self.threads * self.width,
             scales=4 * self.positions,
+            scratch=self.threads * self.scratch,
             totals=4 * self.positions * self.scale_groups,
             activations=self.positions * max(self.stride(p) for p in self.products),
             # Reading `up` by whole vectors goes beyond the last row.
@@ -116,6 +118,10 @@ class Memory:
 
         floats, words, raw = view("float32", 4), view("int32", 4), view("uint8", 1)
         return cls(words, floats, floats, words, raw, floats, areas.starts)
+
+    def scratch(self, plan: Plan, worker: Expr) -> Expr:
+        """Return the byte of ``activations`` where a thread's own memory starts."""
+        return T.cast(worker, "int64") * plan.scratch + self.starts["scratch"]
 
     def at(self, area: str, index: Expr) -> Expr:
         """Return where an element of an area lies in its buffer."""

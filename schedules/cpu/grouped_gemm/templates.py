@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from wattune.ops.experts import touched
+from wattune.schedules.cpu.amx import TILE_ROWS
+from wattune.schedules.cpu.grouped_gemm.amx import MOST_SUMS, AmxBf16, AmxInt8
 from wattune.schedules.cpu.grouped_gemm.base import (
     ExpertTemplate,
     FusedMoeTemplate,
@@ -25,6 +28,8 @@ from wattune.schedules.cpu.grouped_gemm.engines import (
 from wattune.schedules.cpu.grouped_gemm.tile import Engine
 from wattune.schedules.target import Target
 
+# With fewer rows of an expert vectors are as fast: memory is not.
+FEW = 4
 AVX512 = ("avx512f", "avx512bw", "avx512vl")
 
 
@@ -45,6 +50,29 @@ class Avx512(ExpertTemplate):
         if problem.format == "bf16":
             return DotBf16() if target.has("avx512_bf16") else FloatBf16()
         return _integer(problem.format, VNNI, target) if target.has("avx512_vnni") else None
+
+
+class Amx(ExpertTemplate):
+    """Tiles, where experts have several rows; weights of bf16 and int8."""
+
+    registers: ClassVar[int] = MOST_SUMS
+
+    def engine(self, problem: Any, target: Target) -> Engine | None:
+        """Return the engine of the format."""
+        kinds = {"bf16": (AmxBf16, "amx_bf16"), "int8": (AmxInt8, "amx_int8")}
+        if problem.format not in kinds or problem.tokens * problem.top_k < FEW * touched(problem):
+            return None
+        make, feature = kinds[problem.format]
+        whole = all(make.whole(product) for product in self.products(problem, 1))
+        return make() if whole and target.has(*AVX512, "amx_tile", feature) else None
+
+    def row_blocks(self, tokens: int) -> tuple[int, ...]:
+        """Return whole tiles."""
+        return (TILE_ROWS, 2 * TILE_ROWS)
+
+    def sums(self, groups: int, row_block: int) -> int:
+        """Count the tiles of sums."""
+        return groups * row_block // TILE_ROWS
 
 
 class Avx2(ExpertTemplate):
@@ -72,6 +100,18 @@ class Portable(ExpertTemplate):
         if problem.format == "bf16":
             return FloatBf16()
         return _integer(problem.format, PLAIN, target)
+
+
+class GroupedGemmAmx(GroupedGemmTemplate, Amx):
+    """One product, AMX."""
+
+    name = "grouped_gemm_amx"
+
+
+class FusedMoeAmx(FusedMoeTemplate, Amx):
+    """The whole layer, AMX."""
+
+    name = "fused_moe_amx"
 
 
 class GroupedGemmAvx512(GroupedGemmTemplate, Avx512):

@@ -34,7 +34,8 @@ I32 = f"int32x{LANES}"
 class Tile:
     """Where one product of ``rows`` rows finds its operands.
 
-    ``base`` is the byte of the block in ``weights``; ``first`` the position of the first row.
+    ``base`` is the byte of the block in ``weights``; ``first`` the position of the first row,
+    ``worker`` the thread.
     """
 
     plan: Plan
@@ -44,6 +45,7 @@ class Tile:
     base: Expr
     first: Expr
     rows: int
+    worker: Expr
 
     @property
     def groups(self) -> int:
@@ -106,6 +108,22 @@ class Engine(ABC):
 
     # How activations are stored, a key of `ACTIVATION_BYTES`.
     activation: ClassVar[str]
+
+    def row_sizes(self, most: int) -> tuple[int, ...]:
+        """Return the numbers of rows that tiles are made for: powers of two, and the most."""
+        return (*(size for size in (1, 2, 4, 8, 16) if size < most), most)
+
+    def scratch_bytes(self, plan: Plan) -> int:
+        """Return the bytes of a thread's own memory."""
+        return 0
+
+    def begin(self, plan: Plan, memory: Memory, worker: Expr) -> None:
+        """Emit what a thread does before its products: nothing."""
+        del plan, memory, worker
+
+    def end(self) -> None:
+        """Emit what a thread does after its products: nothing."""
+        return
 
     @abstractmethod
     def emit(self, tile: Tile) -> Callable[[int, int], Expr]:

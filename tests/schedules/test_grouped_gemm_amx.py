@@ -1,0 +1,58 @@
+"""AMX templates of grouped GEMM and fused experts on emulated tiles."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.emulator.amx import collect, emulate
+from tests.schedules.kernels import assert_matches, run_kernel
+
+from wattune.ops import FusedMoe, GroupedGemm, operator
+from wattune.schedules.cpu.grouped_gemm.templates import FusedMoeAmx, GroupedGemmAmx
+from wattune.schedules.target import Target
+from wattune.schedules.template import Template, default_candidate, layout_of, templates_for
+
+NATIVE = Target.native(threads=1)
+# This CPU with tiles: what the compiler emits besides them must run here.
+TILES = ("amx_bf16", "amx_int8", "amx_tile")
+TILED = dataclasses.replace(NATIVE, features=(*NATIVE.features, *TILES))
+AMX = Target.parse("cpu:amx")
+
+# Rows beyond one tile and beyond two, rows of weights that do not fill a block.
+PROBLEMS = [
+    (FusedMoeAmx(), FusedMoe(21, 3, 2, 64, 96)),
+    (FusedMoeAmx(), FusedMoe(40, 2, 2, 128, 64, dtype="float32", format="int8")),
+    (GroupedGemmAmx(), GroupedGemm(18, 2, 1, 50, 128, format="int8")),
+]
+
+
+@pytest.mark.isa("avx512bw", "avx512vl")
+@pytest.mark.parametrize(("template", "problem"), PROBLEMS, ids=str)
+def test_matches_reference(template: Template, problem: Any) -> None:
+    op = operator(problem.operator)
+    space = template.space(problem, TILED)
+    rng = np.random.default_rng(problem.tokens)
+    for groups, block in ((2, 32), (4, 16), (1, 16)):
+        values = space.restrict({"groups": groups, "row_block": block}).default()
+        for inputs in (op.make_inputs(problem, rng), op.verification_inputs(problem, rng)):
+            got = run_kernel(problem, TILED, template, values, inputs, rewrite=emulate)
+            ran = collect()
+            assert ran.dots
+            assert ran.configurations == ran.releases == len(template.names.weights)  # type: ignore[attr-defined]
+            assert_matches(problem, got, op.reference(problem, inputs))
+
+
+def test_default_where_experts_have_several_rows() -> None:
+    few, many = FusedMoe(8, 32, 8, 4096, 2048), FusedMoe(128, 32, 8, 4096, 2048)
+    assert templates_for(many, AMX)[0].name == "fused_moe_amx"
+    assert templates_for(few, AMX)[0].name == "fused_moe_avx512"
+    assert templates_for(dataclasses.replace(many, format="int4"), AMX)[0].name == (
+        "fused_moe_avx512"
+    )
+    # One packed copy serves both.
+    first = default_candidate(few, AMX)
+    again = default_candidate(many, AMX, layout_of(first))
+    assert again.schedule.template == "fused_moe_amx"
