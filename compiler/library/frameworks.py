@@ -95,8 +95,9 @@ def to_numpy(tensor: Any) -> Any:
     if is_torch(tensor):
         held = tensor.detach().cpu()
         if dtype_name(held) == "bfloat16":
-            bits = held.view(torch_module().int16)
-            return bits.numpy().view(numpy_dtype("bfloat16"))
+            torch: Any = torch_module()
+            bits: Any = held.view(torch.int16).numpy()
+            return bits.view(numpy_dtype("bfloat16"))
         return held.numpy()
     return np.asarray(tensor)
 

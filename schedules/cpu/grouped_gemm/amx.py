@@ -10,8 +10,9 @@ The packed weights are operands as they lie: a vector is a row of a tile.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from tvm.script import tirx as T
 
@@ -30,7 +31,9 @@ MOST_SUMS = 4
 class AmxEngine(Engine):
     """What the engines of both formats share."""
 
-    dot: ClassVar[Callable[[int, int, int], None]]
+    @abstractmethod
+    def dot(self, total: int, left: int, right: int) -> None:
+        """Emit one product of tiles."""
 
     @staticmethod
     def whole(product: ExpertLayout) -> bool:
@@ -82,7 +85,7 @@ class AmxEngine(Engine):
                         vector.prefetch(tile.weights, ahead)
                 amx.load(streamed, tile.weights, at + g * VECTOR, product.step_bytes)
                 for m in range(count):
-                    type(self).dot(m * groups + g, sums + m, streamed)
+                    self.dot(m * groups + g, sums + m, streamed)
         scratch = T.bind(memory.scratch(plan, tile.worker) + amx.CONFIGURATION_BYTES)
         for i in range(sums):
             to = scratch + i * amx.TILE_BYTES
@@ -99,7 +102,10 @@ class AmxBf16(AmxEngine):
     """Pairs of bfloat16 (tdpbf16ps)."""
 
     activation = "bf16"
-    dot = staticmethod(amx.dot_bf16)
+
+    def dot(self, total: int, left: int, right: int) -> None:
+        """Emit one product of tiles."""
+        amx.dot_bf16(total, left, right)
 
     def emit(self, tile: Tile) -> Callable[[int, int], Expr]:
         """Emit the product."""
@@ -112,7 +118,10 @@ class AmxInt8(AmxEngine):
     """Quads of signed activations and codes + 128 (tdpbsud)."""
 
     activation = "int8"
-    dot = staticmethod(amx.dot_s8u8)
+
+    def dot(self, total: int, left: int, right: int) -> None:
+        """Emit one product of tiles."""
+        amx.dot_s8u8(total, left, right)
 
     def emit(self, tile: Tile) -> Callable[[int, int], Expr]:
         """Emit the product."""
