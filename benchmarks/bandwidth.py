@@ -51,6 +51,7 @@ PROBLEMS: dict[str, dict[str, tuple[Problem, ...]]] = {
         "hot": (DecodeAttention(1, 4096, *HEADS),),
         "cold": (
             DecodeAttention(1, 32768, *HEADS),
+            DecodeAttention(1, 32768, *HEADS, layout="NHD"),
             *(DecodeAttention(1, context, *HEADS, window=128) for context in (4096, 131072)),
         ),
     },
