@@ -88,6 +88,16 @@ def arrivals_begun() -> None:
     _emit("fence.proxy.async.shared::cta")
 
 
+def arrivals_end(barrier: Expr) -> None:
+    """Take down a barrier, so that its memory can be set up again (mbarrier.inval)."""
+    _emit("mbarrier.inval.shared.b64", barrier)
+
+
+def stores_end() -> None:
+    """Order this thread's stores to shared memory before later bulk copies (fence.proxy.async)."""
+    _emit("fence.proxy.async.shared::cta")
+
+
 def arrive(barrier: Expr, count: Expr) -> None:
     """Arrive, and have the phase wait for ``count`` bytes too (mbarrier.arrive.expect_tx)."""
     _emit("mbarrier.arrive.expect_tx.shared.b64", barrier, T.cast(count, "uint32"))
@@ -266,6 +276,29 @@ def _floats(dtype: str) -> str:
 def exp2(x: Expr) -> Expr:
     """Return 2^x to 2 units in the last place; 0 for -inf (ex2.approx)."""
     return T.exp2(x)
+
+
+def exp2_by_products(x: Expr) -> Expr:
+    """Return 2^x for x <= 0 by a polynomial, beside the unit that ex2 is computed by.
+
+    The relative error is below 4e-6 down to 2^-126, and 0 comes out below 2^-127 and for NaN. x is
+    split into an integer, which 1.5 * 2^23 leaves in the low bits of a sum, and a rest in
+    [-1/2, 1/2], for which the polynomial's relative error is 2.9e-6 (Remez); 0 gives 1 exactly.
+    The integer is added to the exponent (Cody and Waite; as in FlashAttention-4).
+    """
+    source = """
+__forceinline__ __device__ float wt_exp2_by_products(float x) {
+  x = fmaxf(x, -127.0f);
+  float moved = x + 12582912.0f;
+  float rest = x - (moved - 12582912.0f);
+  float power = fmaf(0.009582855f, rest, 0.055906430f);
+  power = fmaf(power, rest, 0.240240986f);
+  power = fmaf(power, rest, 0.693124193f);
+  power = fmaf(power, rest, 1.0f);
+  return __int_as_float((int)((unsigned)__float_as_int(moved) << 23) + __float_as_int(power));
+}
+"""
+    return T.cuda.func_call("wt_exp2_by_products", x, source_code=source, return_type="float32")
 
 
 def log2(x: Expr) -> Expr:

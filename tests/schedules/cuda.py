@@ -26,6 +26,8 @@ from wattune.schedules.target import Target
 from wattune.schedules.template import default_candidate, templates_for
 
 HOPPER = Target.parse("cuda:sm_90a")
+# So few SMs that the blocks of a persistent grid have several pieces of work.
+TINY = dataclasses.replace(HOPPER, cores=2)
 AMPERE = Target.parse("cuda:sm_80")
 
 

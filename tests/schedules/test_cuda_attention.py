@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.schedules.cuda import AMPERE, HOPPER, check_kernel
+from tests.schedules.cuda import AMPERE, HOPPER, TINY, check_kernel
 
 from wattune.ops import Problem
 from wattune.ops.attention import Attention
@@ -55,7 +55,24 @@ SCHEDULES: tuple[Case, ...] = (
         {"rows": 32, "row_warps": 2, "queries": "shared", "copies": "bulk"},
     ),
     ((2, 150, 16, 1, 64), {"query_tokens": 3}, {"rows": 16, "row_warps": 2, "teams": 1}),
-    ((2, 150, 8, 1, 64), {"query_tokens": 2}, {"rows": 8, "blocks": 2, "stages": 6}),
+    ((2, 150, 8, 1, 64), {"query_tokens": 2}, {"rows": 8, "long_side": "keys", "stages": 6}),
+    ((2, 150, 16, 1, 64), {}, {"long_side": "keys", "polynomial": 2}),
+    ((2, 150, 8, 1, 64), {"dtype": "float16", "return_lse": True}, {"polynomial": 1, "keys": 32}),
+    (
+        (2, 150, 10, 1, 64),
+        {"value_dim": 128, "query_tokens": 3, "window": 100, "dtype": "float16"},
+        {"rows": 32, "keys": 16, "row_warps": 1, "queries": "shared", "teams": 2},
+    ),
+)
+# On two SMs: blocks with several pieces; more requests than a warp has lanes.
+PERSISTENT: tuple[Case, ...] = (
+    ((3, 900, 8, 2, 64), {"return_lse": True}, {"splits": 4, "combine": "last"}),
+    ((40, 40, 2, 1, 64), {}, {"splits": 1, "teams": 2}),
+    (
+        (2, 600, 24, 2, 64),
+        {"window": 400},
+        {"copies": "bulk", "splits": 2, "rows": 8, "long_side": "keys"},
+    ),
 )
 
 
@@ -90,12 +107,20 @@ def test_schedules(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, monkeypatch)
 
 
+@pytest.mark.parametrize("case", PERSISTENT)
+def test_persistent_grids(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, fields, knobs = case
+    check((sizes, fields, {"persistent": True, **knobs}), monkeypatch, TINY)
+
+
 def test_ampere(monkeypatch: pytest.MonkeyPatch) -> None:
     """No copy engine and no dependent launches there."""
     check(((2, 300, 8, 2, 64), {"return_lse": True}, {"splits": 2}), monkeypatch, AMPERE)
 
 
-@pytest.mark.parametrize("knobs", [{}, {"splits": 2, "rows": 8, "row_warps": 2}])
+@pytest.mark.parametrize(
+    "knobs", [{}, {"splits": 2, "rows": 8, "row_warps": 2, "long_side": "keys"}]
+)
 def test_rectify(knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are written before anything attends to them; the first request is shorter than them."""
     fields: dict[str, Any] = {

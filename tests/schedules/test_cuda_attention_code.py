@@ -76,6 +76,20 @@ def test_rows_beyond_2_31_elements(copies: str) -> None:
 
 
 @pytest.mark.nvcc
+@pytest.mark.parametrize(
+    ("arch", "knobs"),
+    [
+        ("sm_80", {"long_side": "keys", "persistent": True, "combine": "last", "splits": 8}),
+        ("sm_90a", {"polynomial": 2, "persistent": True}),
+    ],
+)
+def test_other_schedules_do_not_spill(arch: str, knobs: dict[str, Value]) -> None:
+    """Of a group of 16; by default its rows are in the long side."""
+    image = compile_image(source_of(DecodeAttention(16, 32768, 64, 4, 128), arch, **knobs), [arch])
+    assert image.usage["attend", arch].spill_loads == 0
+
+
+@pytest.mark.nvcc
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_defaults_do_not_spill(problem: Problem, arch: str) -> None:

@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.schedules.cuda import HOPPER, candidate_of, check_other_sizes, check_samples, emulated
+from tests.schedules.cuda import (
+    HOPPER,
+    TINY,
+    candidate_of,
+    check_other_sizes,
+    check_samples,
+    emulated,
+)
 
 from wattune.compiler.build import decided_sizes
 from wattune.compiler.measure.cases import Binder
@@ -15,17 +22,30 @@ from wattune.ops.block_sparse_decode_attention import BlockSparseDecodeAttention
 from wattune.ops.decode_attention import DecodeAttention
 from wattune.ops.dtypes import numpy_dtype
 from wattune.ops.token_sparse_decode_attention import TokenSparseDecodeAttention
+from wattune.schedules.target import Target
 
 BLOCKS = BlockSparseDecodeAttention(2, 300, 8, 2, 64, max_blocks=4, block_size=32)
 
 
 @pytest.mark.parametrize("combine", ["kernel", "last"])
 def test_other_requests_change_no_bit(combine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The workspace is left as the call before left it: counters start from anything."""
+    """Nor does the grid. The workspace is as the call before left it: counters start from it."""
+    knobs = {"splits": 4, "combine": combine}
+    alone, together, shorter = outputs(HOPPER, knobs, monkeypatch)
+    assert alone[1].any() and not alone[0].any()
+    np.testing.assert_array_equal(alone[1], together[1])
+    np.testing.assert_array_equal(together[[0, 2]], shorter[[0, 2]])
+    assert (together[1] != shorter[1]).any()
+    persistent = outputs(TINY, {**knobs, "persistent": True}, monkeypatch)
+    np.testing.assert_array_equal(persistent, (alone, together, shorter))
+
+
+def outputs(target: Target, knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the outputs of three calls with different lengths of three requests."""
     problem = DecodeAttention(3, 1100, 4, 1, 64)
-    candidate = candidate_of(problem, HOPPER, "", {"splits": 4, "combine": combine})
+    candidate = candidate_of(problem, target, "", knobs)
     with emulated(candidate, monkeypatch) as library:
-        binder = Binder(0, HOPPER.kind)
+        binder = Binder(0, target.kind)
         bound = binder.bind(problem, None, decided_sizes(candidate))
         check(bound, library, binder.place)
         out = bound.tensors["out"]
@@ -38,11 +58,7 @@ def test_other_requests_change_no_bit(combine: str, monkeypatch: pytest.MonkeyPa
             assert np.isfinite(found.view(numpy_dtype(problem.dtype)).astype(np.float32)).all()
             return found.reshape(3, -1)
 
-        alone, together, shorter = run(0, 700, 0), run(1100, 700, 300), run(1100, 100, 300)
-    assert alone[1].any() and not alone[0].any()
-    np.testing.assert_array_equal(alone[1], together[1])
-    np.testing.assert_array_equal(together[[0, 2]], shorter[[0, 2]])
-    assert (together[1] != shorter[1]).any()
+        return run(0, 700, 0), run(1100, 700, 300), run(1100, 100, 300)
 
 
 def test_other_sizes_than_the_buckets(monkeypatch: pytest.MonkeyPatch) -> None:

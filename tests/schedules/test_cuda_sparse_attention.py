@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.schedules.cuda import check_kernel
+from tests.schedules.cuda import HOPPER, TINY, check_kernel
 
 from wattune.ops.block_sparse_decode_attention import BlockSparseDecodeAttention
 from wattune.ops.token_sparse_decode_attention import TokenSparseDecodeAttention
@@ -28,6 +28,10 @@ BLOCKS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
         {"max_blocks": 20, "block_size": 7, "page_size": 5, "layout": "NHD", "query_tokens": 2},
         {"splits": 2, "keys": 32},
     ),
+    (
+        {"max_blocks": 6, "block_size": 32, "query_tokens": 2, "per_token": True},
+        {"persistent": True, "copies": "bulk", "splits": 2, "stages": 2},
+    ),
     ({"max_blocks": 2, "block_size": 64, "dtype": "float16"}, {"splits": 8, "stages": 2}),
 )
 TOKENS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
@@ -44,7 +48,8 @@ TOKENS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
 def test_blocks(
     fields: dict[str, Any], knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_kernel(BlockSparseDecodeAttention(*SIZES, **fields), monkeypatch, **knobs)
+    target = TINY if knobs.get("persistent") else HOPPER
+    check_kernel(BlockSparseDecodeAttention(*SIZES, **fields), monkeypatch, target, **knobs)
 
 
 @pytest.mark.parametrize(("fields", "knobs"), TOKENS)

@@ -16,7 +16,12 @@ from wattune.schedules.cuda.program import GpuProgram
 from wattune.schedules.target import Target
 
 # What sm_80 has not: the copy engine and its barriers.
-HOPPER = ("arrivals_begin", "arrivals_begun", "arrivals_wait", "arrive", "copy_row")
+HOPPER = (
+    *(f"arrivals_{what}" for what in ("begin", "begun", "end", "wait")),
+    "arrive",
+    "copy_row",
+    "stores_end",
+)
 
 
 def source(body: Callable[[Block], None], arch: str) -> DeviceSource:
@@ -67,6 +72,8 @@ def every(block: Block, hopper: bool) -> set[str]:
             do("arrive", bars.ptr_to([0]), T.int32(64))
             do("copy_row", area.ptr_to([0]), words.ptr_to([T.int64(0)]), 64, bars.ptr_to([0]))
         do("arrivals_wait", bars.ptr_to([0]), T.int32(0))
+        do("stores_end")
+        do("arrivals_end", bars.ptr_to([1]))
     do("copy", place, here)
     do("copy_or_zero", place, here, T.cast(block.integers["count"], "int32"))
     do("copies_end")
@@ -94,7 +101,7 @@ def every(block: Block, hopper: bool) -> set[str]:
     do("subtract_pairs", r[6], r[5], r[4], "float16")
     do("permute_bytes", r[6], r[5], r[4], T.uint32(0x5140))
     do("logic", r[7], r[6], r[5], r[4], 0xEA)
-    do("put_in", f[7], do("exp2", f[0]) + do("log2", f[1]))
+    do("put_in", f[7], do("exp2", f[0]) + do("log2", do("exp2_by_products", f[1])))
     do("put_in", f[6], do("from_lane", f[7], T.int32(3)) + do("across", f[7], 4))
     lane = do("first_lane", do("ballot", f[6] > T.float32(0)))
     lane = do("hold", lane + do("ones", do("lanes_below", lane)) + do("from_below", lane, 1))

@@ -11,8 +11,11 @@ from wattune.schedules.template import BlockUse, Counts
 
 # Instructions of 4 scores of a lane: mask, scale, maximum, sum, rounding; beside them exponentials.
 _SOFTMAX, _EXPONENTIALS = 32, 4
-# Shuffles and transposes of 16 keys and 8 rows.
-_SHUFFLES = 8
+# Those of an exponential without ex2.
+_POLYNOMIAL = 10
+# Shuffles of a lane's two rows of a tile for each doubling of lanes that share them; matrices of 16
+# keys and 8 rows that are turned over.
+_REDUCED, _TURNED = 2, 2
 
 
 def counts(plan: Plan, registers: int, room: int) -> Counts:
@@ -33,7 +36,14 @@ def counts(plan: Plan, registers: int, room: int) -> Counts:
     tile_bytes = 2.0 * plan.keys * width
     again = 2.0 * plan.rows * problem.head_dim if plan.queries == "shared" else 0.0
     copies = plan.keys * width / CHUNK / WARP if plan.copies == "async" else plan.keys / WARP
-    alu = _SOFTMAX * parts + 4 * plan.rows // ROWS * (problem.value_dim // KEYS) + 2 * steps
+    side = plan.side
+    rows = _REDUCED * (plan.rows // side.rows)
+    shuffles = rows * len(side.apart) + (0 if side.long_rows else parts * _TURNED)
+    special = parts * _EXPONENTIALS
+    replaced = special * plan.polynomial / 4
+    alu = _POLYNOMIAL * replaced + _SOFTMAX * parts + 2 * steps
+    alu += 4 * (plan.rows // ROWS) * (problem.value_dim // KEYS)
+    grid = min(plan.grid or blocks * splits, blocks * splits)
     return Counts(
         bytes={
             "memory": float(op.work(problem).bytes),
@@ -42,9 +52,9 @@ def counts(plan: Plan, registers: int, room: int) -> Counts:
         },
         operations={
             "matrix": float(warps * parts * steps),
-            "shuffle": float(warps * parts * _SHUFFLES),
+            "shuffle": float(warps * shuffles),
             "alu": float(warps * alu + loads * 4 * copies),
-            "special": float(warps * parts * _EXPONENTIALS),
+            "special": float(warps * (special - replaced + rows)),
         },
         tiles={
             "keys": plan.block_keys,
@@ -59,5 +69,5 @@ def counts(plan: Plan, registers: int, room: int) -> Counts:
         parallelism=float(blocks * splits) / room,
         registers=float(registers),
         code=float(parts * steps),
-        block=BlockUse(float(blocks * splits), plan.threads, registers, plan.shared.bytes),
+        block=BlockUse(float(grid), plan.threads, registers, plan.shared.bytes),
     )

@@ -15,11 +15,13 @@ from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.attention.keys import Dense, Keys, Listed
 from wattune.schedules.cuda.attention.place import Place, chunks_of
 from wattune.schedules.cuda.attention.plan import Plan
-from wattune.schedules.cuda.attention.products import Products, Queries
+from wattune.schedules.cuda.attention.products import Products, products_of
+from wattune.schedules.cuda.attention.queries import Queries
 from wattune.schedules.cuda.attention.ring import Ring, ring_of
 from wattune.schedules.cuda.attention.softmax import Softmax
 from wattune.schedules.cuda.attention.splits import Splits
 from wattune.schedules.cuda.attention.teams import Teams
+from wattune.schedules.cuda.attention.work import Work
 from wattune.schedules.cuda.kernel import Block, Shared
 
 Expr = Any
@@ -35,10 +37,13 @@ class Attend:
     def emit(self, block: Block) -> None:
         """Emit the kernel; blocks of splits that an item does not have end at once."""
         plan = self.plan
-        self.place = Place.of(plan, block)
         self.shared = Shared.of(plan.shared.bytes)
         if plan.dependent and plan.splits > 1 and plan.combine == "kernel":
             ptx.let_next_start()
+        if plan.grid:
+            self._pieces(block)
+            return
+        self.place = Place.of(plan, block)
         if plan.listed or plan.splits == 1:
             self._work()
             return
@@ -46,7 +51,16 @@ class Attend:
         with T.If(self.place.split < chunks), T.Then():
             self._work()
 
-    def _work(self) -> None:
+    def _pieces(self, block: Block) -> None:
+        """Emit the work of a block that takes one split after the other."""
+        work = Work(self.plan, block)
+        with T.serial(work.count) as turn:
+            self.place = work.place(turn)
+            ring = self._work()
+            ptx.block_barrier()
+            ring.close()
+
+    def _work(self) -> Ring:
         """Emit the work on a split."""
         plan, place = self.plan, self.place
         keys: Keys = (Listed if plan.listed else Dense)(place, self.shared)
@@ -54,7 +68,7 @@ class Attend:
         queries = Queries(plan, place, self.shared)
         self._begin(keys, ring, queries)
         softmax = Softmax(plan, place)
-        products = Products(plan, place, ring, queries)
+        products = products_of(plan, place, ring, queries)
         self._stream(keys, ring, softmax, products)
         softmax.finish()
         ring.end()
@@ -65,6 +79,7 @@ class Attend:
         teams.gather(keys.chunks)
         if plan.splits > 1 and plan.combine == "last":
             Splits(plan, place.block, place.item).last(place, self.shared, keys.chunks)
+        return ring
 
     def _begin(self, keys: Keys, ring: Ring, queries: Queries) -> None:
         """Emit the first fetches, and the queries."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from wattune.ops import operator
 from wattune.schedules.areas import round_up
 from wattune.schedules.attention import Items
 from wattune.schedules.cuda.attention.plan import KEYS, ROWS, Plan, Shares
-from wattune.schedules.space import Constraint, Knob, Value, Values, powers_of_two
+from wattune.schedules.cuda.attention.sides import LONG
+from wattune.schedules.space import Constraint, Knob, Value, Values
 from wattune.schedules.target import Target
 
 REGISTERS = 65536
@@ -21,6 +23,8 @@ RESERVED = 1024
 _WARPS = 16
 # Keys of a split below which merging costs more than it saves.
 LEAST_SPLIT = 256
+# The same for all targets, so that one's default is a schedule of another too.
+SPLITS = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), 40, 48, 56, 64)
 
 
 def hopper(target: Target) -> bool:
@@ -30,7 +34,7 @@ def hopper(target: Target) -> bool:
 
 def plan_of(problem: Any, target: Target, values: Mapping[str, Value]) -> Plan:
     """Return the schedule."""
-    return Plan(
+    plan = Plan(
         problem=problem,
         keys=int(values["keys"]),
         teams=int(values["teams"]),
@@ -40,12 +44,16 @@ def plan_of(problem: Any, target: Target, values: Mapping[str, Value]) -> Plan:
         copies=str(values["copies"]),
         shape=str(values["shape"]),
         queries=str(values["queries"]),
+        long_side=str(values["long_side"]),
+        polynomial=int(values["polynomial"]),
         splits=int(values["splits"]),
         split_keys=int(values["split_keys"]),
         combine=str(values["combine"]),
         blocks=int(values["blocks"]),
         dependent=hopper(target),
+        grid=0,
     )
+    return replace(plan, grid=target.cores * room(plan, target)) if values["persistent"] else plan
 
 
 def registers_of(plan: Plan) -> int:
@@ -74,7 +82,6 @@ def knobs(problem: Any, target: Target) -> tuple[Knob, ...]:
     found = _defaults(problem, target)
     whole = problem.head_dim % 64 == problem.value_dim % 64 == 0
     listed = plan_of(problem, target, found).listed
-    splits = tuple(sorted({*powers_of_two(1, 64), int(found["splits"])}))
     values: dict[str, tuple[Value, ...]] = {
         "keys": (16, 32),
         "teams": (1, 2, 4, 8),
@@ -84,7 +91,10 @@ def knobs(problem: Any, target: Target) -> tuple[Knob, ...]:
         "copies": ("async", "bulk") if hopper(target) else ("async",),
         "shape": ("pad", "xor") if whole else ("pad",),
         "queries": ("registers", "shared"),
-        "splits": splits,
+        "long_side": ("keys", "rows"),
+        "polynomial": (0, 1, 2),
+        "persistent": (False, True),
+        "splits": SPLITS,
         "split_keys": (LEAST_SPLIT,) if listed else (LEAST_SPLIT, 512, 1024, 2048),
         "combine": ("kernel", "last"),
         "blocks": (0, 1, 2, 3, 4),
@@ -104,8 +114,10 @@ def _possible(
     Most points of a space should be schedules, or samples are hard to find.
     """
     least = {**default, "keys": 16, "rows": 8, "stages": 2, "shape": "pad", "queries": "shared"}
+    least |= {"long_side": "keys", "persistent": False, "polynomial": 0}
     least |= {"splits": 2, "blocks": 0, "copies": "async", "combine": "kernel"}
     shapes = [{"teams": teams, "row_warps": warps} for teams, warps in ((2, 1), (1, 2), (1, 4))]
+    shapes.append({**shapes[0], "rows": LONG})
 
     def fits(value: Value) -> bool:
         return any(all(r.holds({**least, **s, name: value}) for r in rules) for s in shapes)
@@ -130,11 +142,17 @@ def _defaults(problem: Any, target: Target) -> dict[str, Value]:
         "copies": "async",
         "shape": "pad",
         "queries": "registers",
+        "long_side": "keys",
+        "polynomial": 0,
+        "persistent": False,
         "splits": 1,
         "split_keys": LEAST_SPLIT,
         "combine": "kernel",
         "blocks": 0,
     }
+    if found["rows"] == LONG:
+        # Fewer shuffles, and no matrix is turned over.
+        found["long_side"] = "rows"
     if int(found["row_warps"]) > 1:
         found["teams"] = 2
         found["keys"] = 32
@@ -162,8 +180,9 @@ def splits_for(plan: Shares, target: Target, blocks: int) -> int:
         waves = items * splits / slots
         return waves / -(-items * splits // slots)
 
-    best = max(use(s) for s in range(1, most + 1))
-    return next(s for s in range(1, most + 1) if use(s) >= 0.95 * best)
+    allowed = [s for s in SPLITS if s <= most]
+    best = max(use(s) for s in allowed)
+    return next(s for s in allowed if use(s) >= 0.95 * best)
 
 
 def constraints(problem: Any, target: Target) -> tuple[Constraint, ...]:
@@ -196,6 +215,10 @@ def constraints(problem: Any, target: Target) -> tuple[Constraint, ...]:
             ),
         ),
         Constraint("registers must hold sums, queries and scores", registers),
+        Constraint(
+            "the long side is full",
+            lambda v: v["long_side"] == "keys" or int(v["rows"]) % LONG == 0,
+        ),
         Constraint(
             "bulk copies fill padded rows",
             lambda v: v["copies"] == "async" or v["shape"] == "pad",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from wattune.schedules.areas import Areas
 from wattune.schedules.attention import Items
+from wattune.schedules.cuda.attention.sides import KEYS_LONG, ROWS_LONG, Side
 from wattune.schedules.cuda.base import WARP
 
 # Elements that one copy of 16 bytes moves, all caches being of 16 bits.
@@ -79,6 +80,12 @@ class Shares(Items):
         return -(-self.item_rows // self.block_rows)
 
     @property
+    def main_grid(self) -> tuple[int, int, int]:
+        """Return the main kernel's blocks in each direction; 0: as many as there are requests."""
+        items = self.problem.kv_heads * self.items
+        return self.row_tiles * self.splits, items, 0
+
+    @property
     def split_tiles(self) -> int:
         """Return the least tiles of all teams in a split."""
         return max(1, self.split_keys // self.block_keys)
@@ -110,7 +117,9 @@ class Plan(Shares):
     A team's ring holds ``stages`` tiles of ``keys`` keys. ``copies``: ``async`` (16 bytes a lane)
     or ``bulk`` (rows, by the copy engine). ``shape`` of rows in shared memory: ``pad`` by 16
     bytes, or ``xor`` chunks with the row's number. ``queries`` stay in ``registers`` or are read
-    again from ``shared`` memory.
+    again from ``shared`` memory. ``long_side`` of the products: ``keys`` or query ``rows``. Of
+    each 4 exponentials, ``polynomial`` are computed by multiplications instead of ex2. ``grid``
+    blocks share all work, where that is not 0; otherwise each split of an item has its own.
     """
 
     keys: int
@@ -118,6 +127,19 @@ class Plan(Shares):
     copies: str
     shape: str
     queries: str
+    long_side: str
+    polynomial: int
+    grid: int
+
+    @property
+    def main_grid(self) -> tuple[int, int, int]:
+        """Return the blocks that share all work, or those of `Shares`."""
+        return (self.grid, 1, 1) if self.grid else super().main_grid
+
+    @property
+    def side(self) -> Side:
+        """Return which way round the products are."""
+        return ROWS_LONG if self.long_side == "rows" else KEYS_LONG
 
     @property
     def block_keys(self) -> int:

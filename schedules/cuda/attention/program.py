@@ -20,6 +20,7 @@ from wattune.schedules.program import Tensors
 SMALL = 128
 # Run-time sizes that kernels may ask for, by the names they have there.
 _SIZES = {
+    "batch": "batch",
     "capacity": "capacity",
     "max_pages": "max_pages",
     "packed_blocks": "packed_blocks",
@@ -60,7 +61,7 @@ def _grids(plan: Shares) -> dict[str, tuple[int, int, int]]:
     rows = plan.problem.query_tokens * plan.problem.kv_heads
     items = plan.problem.kv_heads * plan.items
     return {
-        "attend": (plan.row_tiles * plan.splits, items, 0),
+        "attend": plan.main_grid,
         "overwrite": (-(-rows // warps), 0, 1),
         "reset": (0, 1, 1),
         "combine": (-(-plan.item_rows // warps), items, 0),
@@ -75,10 +76,13 @@ def _launch(plan: Shares, tensors: Tensors, launch: Launch, kernels: Mapping[str
     given = passed(tensors, tuple(tensors.buffers), **sizes, counters=counters)
     grids = _grids(plan)
     runtime = {"reset": (counters + (SMALL - 1)) // SMALL}
+    most = batch * (plan.problem.kv_heads * plan.items * plan.row_tiles * plan.splits)
 
     def start(name: str, dependent: bool, threads: int = SMALL, shared: int = 0) -> None:
         if name in kernels:
             grid = [size or runtime.get(name, batch) for size in grids[name]]
+            if name == "attend" and all(grids[name]):
+                grid[0] = T.min(most, T.int64(grid[0]))
             launch(name, grid, threads, given, shared, dependent)
 
     start("overwrite", False)

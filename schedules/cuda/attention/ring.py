@@ -88,6 +88,10 @@ class Ring(ABC):
     def end(self) -> None:
         """Emit what must run after the last tile."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Emit what must run, after a barrier of the block, before its memory is used again."""
+
 
 class Async(Ring):
     """Copies of 16 bytes a lane: neighbouring lanes copy neighbouring chunks of a row."""
@@ -136,6 +140,9 @@ class Async(Ring):
         """Wait for groups that hold nothing."""
         ptx.copies_wait(0)
 
+    def close(self) -> None:
+        """Do nothing: nothing is left over."""
+
 
 class Bulk(Ring):
     """Copies of rows by the copy engine, one lane a key; a barrier a slot counts the bytes."""
@@ -178,6 +185,14 @@ class Bulk(Ring):
 
     def end(self) -> None:
         """Do nothing: every fetch has been waited for."""
+
+    def close(self) -> None:
+        """Take down the barriers, and let the copy engine write where threads have written."""
+        ptx.stores_end()
+        ptx.block_barrier()
+        with T.If(self.place.block.thread == 0), T.Then():
+            for slot in range(self.plan.teams * self.plan.stages):
+                ptx.arrivals_end(self.barriers.ptr_to([slot]))
 
 
 def ring_of(place: Place[Plan], shared: Shared) -> Ring:

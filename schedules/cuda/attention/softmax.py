@@ -1,9 +1,9 @@
-"""The online softmax of a warp's rows, on the accumulators of S^T = K Q^T.
+"""The online softmax of a warp's rows, on the accumulators of their scores.
 
     m' = max(m, max of the tile);  p = 2^(s c - m');  l = l 2^(m - m') + sum p
 
-in powers of two: c is scale * log2(e). A lane has two neighbouring rows of each 8, and keys
-lane / 4 (+ 8) of each 16; its l counts its own keys only, until `finish`.
+in powers of two: c is scale * log2(e). A lane has two rows and two keys of each tile, by `Side`;
+its l counts its own keys only, until `finish`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.attention.keys import Keys
 from wattune.schedules.cuda.attention.place import Place
-from wattune.schedules.cuda.attention.plan import KEYS, ROWS, Plan
+from wattune.schedules.cuda.attention.plan import Plan
 
 Expr = Any
 
@@ -23,21 +23,20 @@ LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
 # Stands for "no key yet" where -inf would make NaN: 2^(NOTHING - m) is 0 for every score m.
 NOTHING = -1e38
-# Lanes that share rows lie 4, 8, 16 apart.
-_APART = (4, 8, 16)
 
 
 class Softmax:
-    """Maxima and sums of a warp's rows; of each 8, lane l has those of 2 (l % 4) and the next."""
+    """Maxima and sums of a warp's rows, those of a lane: two of each tile."""
 
     def __init__(self, plan: Plan, place: Place[Plan]) -> None:
         """Start with no keys."""
-        self.plan, self.place = plan, place
-        self.tiles = plan.rows // ROWS
+        self.plan, self.place, self.side = plan, place, plan.side
+        self.tiles = plan.rows // plan.side.rows
         self.m = ptx.registers(2 * self.tiles, "float32")
         self.l = ptx.registers(2 * self.tiles, "float32")
         self.shrink = ptx.registers(2 * self.tiles, "float32")
         self.ends = self._ends()
+        self.powers = 0
         for i in range(2 * self.tiles):
             ptx.put(self.m, i, T.float32(NOTHING))
             ptx.put(self.l, i, T.float32(0))
@@ -54,18 +53,24 @@ class Softmax:
         if plan.item_tokens == 1:
             return [place.end] * (2 * self.tiles)
         before = place.end - plan.item_tokens + 1
-        first = place.first_row + place.warp_row + place.lane % 4 * 2
-        rows = [first + tile * ROWS + i for tile in range(self.tiles) for i in range(2)]
+        side, first = self.side, place.first_row + place.warp_row
+        rows = [
+            first + tile * side.rows + side.row(place.lane, i)
+            for tile in range(self.tiles)
+            for i in range(2)
+        ]
         return [T.bind(before + row // plan.problem.group) for row in rows]
 
     def emit(self, scores: list[list[Any]], keys: Keys) -> None:
         """Replace scores [key tile][row tile][4] by weights; `shrink` scales earlier sums."""
+        element = self.side.element
         if self.plan.problem.soft_cap:
             self._soften(scores)
         self._hide(scores, keys)
         for tile in range(self.tiles):
             for i in range(2):
-                self._row([(found[tile], j) for found in scores for j in (i, i + 2)], 2 * tile + i)
+                row = [(found[tile], element(i, j)) for found in scores for j in range(2)]
+                self._row(row, 2 * tile + i)
 
     def _soften(self, scores: list[list[Any]]) -> None:
         """soft_cap * tanh(x) = soft_cap * (1 - 2 / (1 + e^(2 x)))."""
@@ -78,8 +83,8 @@ class Softmax:
     def _hide(self, scores: list[list[Any]], keys: Keys) -> None:
         window = self.plan.problem.window
         for number, found in enumerate(scores):
-            for half in range(2):
-                key = number * KEYS + half * 8 + self.place.lane // 4
+            for j in range(2):
+                key = number * self.side.columns + self.side.column(self.place.lane, j)
                 position = T.bind(keys.position(key))
                 for tile in range(self.tiles):
                     for i in range(2):
@@ -87,7 +92,7 @@ class Softmax:
                         seen = T.And(position >= 0, position < end)
                         if window:
                             seen = T.And(seen, position >= end - window)
-                        at = 2 * half + i
+                        at = self.side.element(i, j)
                         hidden = T.float32(float("-inf"))
                         ptx.put(found[tile], at, T.Select(seen, found[tile][at], hidden))
 
@@ -97,20 +102,27 @@ class Softmax:
         ptx.put(top, 0, scores[0][0][scores[0][1]])
         for found, j in scores[1:]:
             ptx.put(top, 0, T.max(top[0], found[j]))
-        for distance in _APART:
+        for distance in self.side.apart:
             ptx.put(top, 0, T.max(top[0], ptx.across(top[0], distance)))
         after = T.bind(T.max(self.m[row], top[0] * T.float32(self.factor)))
         ptx.put(self.shrink, row, ptx.exp2(self.m[row] - after))
         ptx.put(self.m, row, after)
         ptx.put(self.l, row, self.l[row] * self.shrink[row])
         for found, j in scores:
-            ptx.put(found, j, ptx.exp2(found[j] * T.float32(self.factor) - self.m[row]))
+            exponent = found[j] * T.float32(self.factor) - self.m[row]
+            ptx.put(found, j, self._power(exponent))
             ptx.put(self.l, row, self.l[row] + found[j])
+
+    def _power(self, exponent: Expr) -> Expr:
+        """Return 2^exponent, of each four so many by a polynomial as the schedule asks for."""
+        self.powers += 1
+        by_products = self.powers % 4 < self.plan.polynomial
+        return ptx.exp2_by_products(exponent) if by_products else ptx.exp2(exponent)
 
     def finish(self) -> None:
         """Add up the sums of lanes that share rows."""
         for row in range(2 * self.tiles):
-            for distance in _APART:
+            for distance in self.side.apart:
                 ptx.put(self.l, row, self.l[row] + ptx.across(self.l[row], distance))
 
 

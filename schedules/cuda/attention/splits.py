@@ -132,7 +132,8 @@ class Splits:
         """Count the block; ``flag`` says whether all others had been counted."""
         plan = self.plan
         items = plan.problem.kv_heads * plan.items
-        number = (self.item.request * items + self.block.y) * plan.row_tiles + place.row_tile
+        number = self.item.head * plan.items + self.item.part
+        number = (self.item.request * items + number) * plan.row_tiles + place.row_tile
         counters = self.block.view("workspace", "int32")
         at = T.cast(number, "int64") + plan.scratch.starts["counters"] // 4
         ptx.fence()

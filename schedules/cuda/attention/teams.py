@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.attention.output import WIDE
 from wattune.schedules.cuda.attention.place import Place
-from wattune.schedules.cuda.attention.plan import KEYS, ROWS, Shares
+from wattune.schedules.cuda.attention.plan import Shares
 from wattune.schedules.cuda.attention.products import Products
 from wattune.schedules.cuda.attention.softmax import Softmax
 from wattune.schedules.cuda.attention.splits import Splits
@@ -31,19 +31,20 @@ class Teams:
 
     def spread(self, softmax: Softmax, products: Products) -> None:
         """Store each warp's sums and state in shared memory, where the rings were."""
-        plan, place, stride = self.plan, self.place, self.stride
-        first = T.bind(place.team * plan.block_rows + place.warp_row)
-        lane = place.lane
-        for tile in range(plan.rows // ROWS):
-            row = T.bind(first + tile * ROWS + lane % 4 * 2)
-            for column, held in enumerate(products.sums):
-                for i in range(4):
-                    at = (row + i % 2) * stride + column * KEYS + i // 2 * 8 + lane // 4
-                    ptx.put(self.sums, at, held[tile][i])
-            with T.If(lane < 4), T.Then():
-                for i in range(2):
-                    ptx.put(self.state, (row + i) * 2, softmax.m[2 * tile + i])
-                    ptx.put(self.state, (row + i) * 2 + 1, softmax.l[2 * tile + i])
+        place, side, lane = self.place, softmax.side, self.place.lane
+        first = T.bind(place.team * self.plan.block_rows + place.warp_row)
+        for tile in range(softmax.tiles):
+            rows = [T.bind(first + tile * side.rows + side.row(lane, i)) for i in range(2)]
+            for number, held in enumerate(products.sums):
+                for i, row in enumerate(rows):
+                    for j in range(2):
+                        column = number * side.columns + side.column(lane, j)
+                        value = held[tile][side.element(i, j)]
+                        ptx.put(self.sums, row * self.stride + column, value)
+            with T.If(side.leads(lane)), T.Then():
+                for i, row in enumerate(rows):
+                    ptx.put(self.state, row * 2, softmax.m[2 * tile + i])
+                    ptx.put(self.state, row * 2 + 1, softmax.l[2 * tile + i])
 
     def gather(self, chunks: Expr) -> None:
         """Merge the teams, 4 columns of a row a thread, and store what comes out."""
