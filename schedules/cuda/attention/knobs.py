@@ -24,7 +24,7 @@ _WARPS = 16
 # Keys of a split below which merging costs more than it saves.
 LEAST_SPLIT = 256
 # The same for all targets, so that one's default is a schedule of another too.
-SPLITS = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), 40, 48, 56, 64)
+SPLITS: tuple[int, ...] = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), 40, 48, 56, 64)
 
 
 def hopper(target: Target) -> bool:
@@ -180,7 +180,7 @@ def splits_for(plan: Shares, target: Target, blocks: int) -> int:
         waves = items * splits / slots
         return waves / -(-items * splits // slots)
 
-    allowed = [s for s in SPLITS if s <= most]
+    allowed: list[int] = [s for s in SPLITS if s <= most]
     best = max(use(s) for s in allowed)
     return next(s for s in allowed if use(s) >= 0.95 * best)
 
