@@ -50,7 +50,8 @@ class Examples:
     """Parallel lists, one entry a record; natural logarithms, NaN where nothing was measured.
 
     ``group``: the records among which the fastest is sought (one bucket); ``task``: those which
-    share a scale; ``machine``: those which share a power level.
+    share a scale; ``machine``: those which share a power level; ``noise``: the standard error of
+    the latency's logarithm.
     """
 
     seen: set[str] = field(default_factory=set)
@@ -60,6 +61,7 @@ class Examples:
     machine: list[str] = field(default_factory=list)
     latency: list[float] = field(default_factory=list)
     power: list[float] = field(default_factory=list)
+    noise: list[float] = field(default_factory=list)
 
     def add(self, records: Sequence[Record], features: FeatureMatrix) -> int:
         """Remember what is new and can be described; return how many that were."""
@@ -83,6 +85,7 @@ class Examples:
         self.latency.append(math.log(latency) if record.valid else math.nan)
         known = record.valid and joules is not None and joules > 0
         self.power.append(math.log(joules / latency) if known and joules else math.nan)
+        self.noise.append(record.standard_error / latency if record.valid else 0.0)
 
     def to_state(self) -> dict[str, Any]:
         """Return plain data."""
@@ -100,6 +103,7 @@ class Examples:
             "task": self.task,
             "machine": self.machine,
             "latency": [None if math.isnan(value) else value for value in self.latency],
+            "noise": self.noise,
             "power": [None if math.isnan(value) else value for value in self.power],
         }
 
@@ -116,6 +120,7 @@ class Examples:
             task=list(state["task"]),
             machine=list(state["machine"]),
             latency=[math.nan if value is None else float(value) for value in state["latency"]],
+            noise=[float(value) for value in state["noise"]],
             power=[math.nan if value is None else float(value) for value in state["power"]],
         )
 

@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 
 from wattune.cost_models.base import CostModel, Floats, Prediction
 from wattune.cost_models.boosting import CLASSIFICATION, Trees, require_xgboost
+from wattune.cost_models.efficacy import ARMS, target_of
+from wattune.cost_models.efficacy import weights as weights_by
 from wattune.cost_models.energy_prior import EnergyPrior
 from wattune.cost_models.examples import Centres, Examples, machine_of, speed_weights, task_of
 from wattune.cost_models.matrix import Columns, FeatureMatrix, Rows
 from wattune.cost_models.prior import Rates
 from wattune.cost_models.prior_model import PRIOR_STD
-from wattune.errors import DatabaseError
+from wattune.cost_models.tree_efficacy import tree_efficacy
+from wattune.errors import DatabaseError, UnknownNameError
 from wattune.schedules.candidate import Candidate, Record
 
 MEMBERS = 5
@@ -25,7 +28,7 @@ MEMBERS = 5
 _LEAST_RECORDS = 8
 # A classifier needs some of both kinds.
 _LEAST_FAILURES = 3
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 
 
 class Regressor(Protocol):
@@ -52,13 +55,21 @@ class LearnedModel(CostModel):
     worth_retraining: ClassVar[float]
 
     def __init__(
-        self, mode: str = "cold", rates: Mapping[str, Rates] | None = None, seed: int = 0
+        self,
+        mode: str = "cold",
+        rates: Mapping[str, Rates] | None = None,
+        seed: int = 0,
+        efficacy: str = "none",
     ) -> None:
         """Predict for this mode; ``rates`` by `Target.key` replace the guessed ones.
 
-        Raises `MissingDependencyError` where a library is not installed.
+        ``efficacy``: the score of `efficacy.ARMS` that weights training records. Raises
+        `MissingDependencyError` where a library is not installed.
         """
         require_xgboost()
+        if efficacy not in ARMS:
+            raise UnknownNameError("training-data score", efficacy, ARMS)
+        self.efficacy = efficacy
         self.mode = mode
         self.seed = seed
         self._features = FeatureMatrix(rates)
@@ -126,6 +137,11 @@ class LearnedModel(CostModel):
         residual = measured - self._features.log_prior(shown)
         self._levels = Centres.fit(residual, weights, tasks)
         labels = residual - self._levels.of(tasks)
+        if self.efficacy != "none":
+            noise = np.array([self._examples.noise[i] for i in at])
+            target = target_of(measured, groups)
+            scores = tree_efficacy(shown, labels, weights, target, noise, self.seed)
+            weights = weights * weights_by(scores.score(self.efficacy))
         self._latency = self._fit(shown, labels, weights, groups)
 
     def _train_power(
@@ -192,6 +208,7 @@ class LearnedModel(CostModel):
             "version": _STATE_VERSION,
             "mode": self.mode,
             "seed": self.seed,
+            "efficacy": self.efficacy,
             "rates": {key: rates.to_json() for key, rates in self._features.rates.items()},
             "columns": self._features.columns.names,
             "examples": self._examples.to_state(),
@@ -208,6 +225,7 @@ class LearnedModel(CostModel):
                 f"a cost model has state version {version}, this program knows {_STATE_VERSION}"
             )
         self.mode, self.seed = str(state["mode"]), int(state["seed"])
+        self.efficacy = str(state["efficacy"])
         rates = {key: Rates.from_json(value) for key, value in state["rates"].items()}
         self._features = FeatureMatrix(rates)
         self._features.columns = Columns(state["columns"])

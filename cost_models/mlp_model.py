@@ -20,11 +20,15 @@ class MLPModel(LearnedModel):
     worth_retraining: ClassVar[float] = 1.1
 
     def __init__(
-        self, mode: str = "cold", rates: Mapping[str, Rates] | None = None, seed: int = 0
+        self,
+        mode: str = "cold",
+        rates: Mapping[str, Rates] | None = None,
+        seed: int = 0,
+        efficacy: str = "none",
     ) -> None:
-        """Predict for this mode; raises `MissingDependencyError` where torch is not installed."""
+        """Do as `LearnedModel`; raises `MissingDependencyError` where torch is not installed."""
         require_torch()
-        super().__init__(mode, rates, seed)
+        super().__init__(mode, rates, seed, efficacy)
 
     def _fit(
         self, matrix: Rows, labels: Floats, weights: Floats, groups: Sequence[str]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from tests.cost_models.made_up import World
 
-from wattune.cost_models import efficacy
+from wattune.cost_models import cost_model, efficacy
 from wattune.cost_models.boosting import REGRESSION, Trees
 from wattune.cost_models.efficacy import ARMS, ORDERS, Efficacy, ordered, target_of
 from wattune.cost_models.matrix import Rows
@@ -125,3 +128,21 @@ def test_trees_trained_on_everything_know_no_order() -> None:
     other = Trees.fit(REGRESSION, matrix[order], labels[order], np.ones(160), 1, 0)
     # Sums of gradients are rounded in another order.
     np.testing.assert_allclose(one.predict(matrix)[0], other.predict(matrix)[0], atol=1e-4)
+
+
+def test_a_model_weights_its_records_only_when_it_is_told_to(world: World) -> None:
+    records, candidates = world.records(60), world.candidates(40)
+    found = {}
+    for arm in ("none", "lqs"):
+        model = cost_model("xgboost", efficacy=arm)
+        model.update(records)
+        again = cost_model("xgboost")
+        again.from_state(json.loads(json.dumps(model.to_state())))
+        found[arm] = model.predict(candidates).latency
+        np.testing.assert_array_equal(again.predict(candidates).latency, found[arm])
+    plain = cost_model("xgboost")
+    plain.update(records)
+    np.testing.assert_array_equal(plain.predict(candidates).latency, found["none"])
+    assert (found["lqs"] != found["none"]).any()
+    with pytest.raises(UnknownNameError, match="unknown training-data score 'luck'"):
+        cost_model("xgboost", efficacy="luck")
