@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MINUTES ?= 2
 WORKERS ?= 2
 
-.PHONY: demo test lint types unit packaging gpu-bundle toolchain clean
+.PHONY: demo test lint types unit packaging gpu-bundle bench-search toolchain clean
 
 demo: $(VENV)/.tune
 	$(BIN)/python examples/demo.py --minutes $(MINUTES)
@@ -33,6 +33,11 @@ packaging: $(VENV)/.dev
 gpu-bundle: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.gpu.prepare
 
+# All search strategies and peers on all recorded spaces; stopped, it goes on where it was.
+bench-search: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench-search]'
+	$(BIN)/python -m benchmarks.search.run
+
 # Editable: nothing is left in the checkout that a later build could pick up.
 $(VENV)/.tune: pyproject.toml setup.py constraints.txt | toolchain
 	$(PYTHON) -m venv $(VENV)
@@ -50,4 +55,4 @@ toolchain:
 		{ echo "Python 3.11 or newer with venv is needed; set PYTHON to one" >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) .demo .gpu-bundle .gpu-results .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo .gpu-bundle .gpu-results .spaces .bench-search .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -25,6 +25,13 @@ _STRATEGIES: dict[str, tuple[str, str]] = {
     "exhaustive": ("exhaustive", "Exhaustive"),
 }
 
+# Other people's samplers, for comparison: they need packages that Wattune does not.
+_ADAPTERS: dict[str, tuple[str, str]] = {
+    "optuna:tpe": ("optuna_search", "OptunaTPE"),
+    "optuna:gp": ("optuna_search", "OptunaGP"),
+    "optuna:random": ("optuna_search", "OptunaRandom"),
+}
+
 # Random draws per wanted candidate before the rest of a space is walked through instead.
 _DRAWS = 20
 # Spaces up to this size are listed and shuffled; in larger ones random draws do not run dry.
@@ -155,15 +162,16 @@ def _tells_more(record: Record, known: Record) -> bool:
 
 
 def strategy_names() -> tuple[str, ...]:
-    """Return the names of all strategies."""
+    """Return the names of all strategies of our own."""
     return tuple(_STRATEGIES)
 
 
 def strategy_class(name: str) -> type[Strategy]:
     """Return a strategy's class; `UnknownNameError` for an unknown name."""
-    if name not in _STRATEGIES:
-        raise UnknownNameError("strategy", name, _STRATEGIES)
-    module, attribute = _STRATEGIES[name]
+    known = {**_STRATEGIES, **_ADAPTERS}
+    if name not in known:
+        raise UnknownNameError("strategy", name, known)
+    module, attribute = known[name]
     found: type[Strategy] = getattr(import_module(f"wattune.compiler.search.{module}"), attribute)
     return found
 

@@ -1,0 +1,1 @@
+"""Search efficiency on recorded spaces: our strategies beside other people's."""
