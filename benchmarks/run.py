@@ -71,11 +71,15 @@ ROUTINES: dict[str, tuple[Routine, ...]] = {
         },
     ),
     # As many experts of MiMo-V2-Flash as fit: three implementations hold them at once. With 32 of
-    # its 256, a token count has 8 times the rows for each expert that it has in the model.
+    # its 256, 16 and 64 tokens give an expert the rows that 128 and 512 give it in the model.
     "fused_moe": tuple(
         {"mode": "cold", "shapes": shapes, "field": f"format={name}", "shared-layout": ""}
         for name in ("bf16", "int8", "int4")
-        for shapes in ("1x32x8x4096x2048,8x32x8x4096x2048", "128x32x8x4096x2048,512x32x8x4096x2048")
+        for shapes in (
+            "1x32x8x4096x2048,8x32x8x4096x2048",
+            "16x32x8x4096x2048,64x32x8x4096x2048",
+            "128x32x8x4096x2048,512x32x8x4096x2048",
+        )
     ),
     "attn_gate": ({"mode": "cold", "shapes": "1x32768x32x8x128,1x131072x32x8x128"},),
 }
