@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wattune.errors import ProblemError
 from wattune.ops.dtypes import unit_roundoff
-from wattune.ops.expert_weights import FORMATS
+from wattune.ops.expert_weights import FORMATS, random_words
 from wattune.ops.fields import error
-from wattune.ops.operator import Argument, Array, Problem, Tolerance, Values
+from wattune.ops.operator import Argument, Array, Operator, P, Problem, Tolerance, Values
 
 _ROUTING_SEED = 20
 # An expert's weights are one matrix, rolled by so many elements more than those before it.
@@ -119,11 +120,35 @@ def product(rows: Array, source: Array, format: str) -> NDArray[np.float64]:
     return coding.activations(rows) @ coding.decode(source).T
 
 
-def tolerance(dtype: str) -> Tolerance:
-    """Return the tolerance of an output of this dtype."""
-    reason = (
-        "outputs of about 1 at most are sums of products in float32, in any order; between the two "
-        "products activations are rounded to bfloat16 or to 127 steps, where a last bit of "
-        "float32 may decide: one step of one of them; the store rounds once"
-    )
-    return Tolerance(2 * unit_roundoff(dtype) + 1e-4, 5e-3, reason)
+class ExpertsOperator(Operator[P]):
+    """What the operators of expert weights have in common."""
+
+    def tolerance(self, problem: Any, output: str) -> Tolerance:
+        """Return the tolerance of the output."""
+        reason = (
+            "outputs of about 1 at most are sums of products in float32, in any order; between the "
+            "two products activations are rounded to bfloat16 or to 127 steps, where a last bit of "
+            "float32 may decide: one step of one of them; the store rounds once"
+        )
+        return Tolerance(2 * unit_roundoff(problem.dtype) + 1e-4, 5e-3, reason)
+
+    def random_bytes(self, problem: Any, argument: str, count: int, seed: int) -> NDArray[np.uint8]:
+        """Draw bytes that are finite weights in any layout."""
+        return random_words(count, seed)
+
+    def packed_share(self, problem: Any) -> float:
+        """Return the share of the experts that are touched."""
+        return touched(problem) / float(problem.num_experts)
+
+    def formats(self) -> dict[str, float]:
+        """Return bits per weight of each format, in long rows."""
+        return {name: coding.bits(1 << 12) for name, coding in FORMATS.items()}
+
+    def five_sizes(self, text: str, names: str, example: str) -> list[int]:
+        """Read five numbers with an x between them."""
+        parts = text.split("x")
+        if len(parts) != 5 or not all(part.isdigit() for part in parts):
+            raise ProblemError(
+                f"{self.name}: shape {text!r}; allowed: {names}, for example {example}"
+            )
+        return [int(part) for part in parts]

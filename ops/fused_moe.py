@@ -14,12 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from wattune.errors import ProblemError
 from wattune.ops import experts
 from wattune.ops.dtypes import itemsize, round_to
-from wattune.ops.expert_weights import FORMATS, random_words
+from wattune.ops.expert_weights import FORMATS
 from wattune.ops.fields import integer, number, one_of
-from wattune.ops.operator import Argument, Array, Operator, Problem, Tolerance, Work
+from wattune.ops.operator import Argument, Array, Problem, Work
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class FusedMoe(Problem):
         return f"fused_moe.experts:{sizes}:{self.format}"
 
 
-class FusedMoeOperator(Operator[FusedMoe]):
+class FusedMoeOperator(experts.ExpertsOperator[FusedMoe]):
     """The operator object of `FusedMoe`."""
 
     name = "fused_moe"
@@ -145,35 +144,16 @@ class FusedMoeOperator(Operator[FusedMoe]):
         moved = experts.touched(problem) * weight + rows + 8 * pairs
         return Work(6 * pairs * hidden * inner, moved, integer=form != "bf16")
 
-    def tolerance(self, problem: FusedMoe, output: str) -> Tolerance:
-        """Return the tolerance of out."""
-        return experts.tolerance(problem.dtype)
-
-    def random_bytes(self, problem: FusedMoe, argument: str, count: int, seed: int) -> Any:
-        """Draw bytes that are finite weights in any layout."""
-        return random_words(count, seed)
-
-    def packed_share(self, problem: FusedMoe) -> float:
-        """Return the share of the experts that are touched."""
-        return experts.touched(problem) / problem.num_experts
-
-    def formats(self) -> dict[str, float]:
-        """Return bits per weight of each format, in long rows."""
-        return {name: coding.bits(1 << 12) for name, coding in FORMATS.items()}
-
     def examples(self) -> tuple[FusedMoe, ...]:
         """Return a MiMo-V2-Flash layer for one token and for eight."""
         return (FusedMoe(1, 256, 8, 4096, 2048), FusedMoe(8, 256, 8, 4096, 2048))
 
     def parse_shape(self, text: str, **fields: Any) -> FusedMoe:
         """Read ``TOKENSxEXPERTSxTOP_KxHIDDENxINTERMEDIATE``."""
-        parts = text.split("x")
-        if len(parts) != 5 or not all(part.isdigit() for part in parts):
-            raise ProblemError(
-                f"fused_moe: shape {text!r}; allowed: TOKENSxEXPERTSxTOP_KxHIDDENxINTERMEDIATE, "
-                "for example 8x256x8x4096x2048"
-            )
-        tokens, num_experts, top_k, hidden, inner = (int(part) for part in parts)
+        sizes = self.five_sizes(
+            text, "TOKENSxEXPERTSxTOP_KxHIDDENxINTERMEDIATE", "8x256x8x4096x2048"
+        )
+        tokens, num_experts, top_k, hidden, inner = sizes
         return FusedMoe(tokens, num_experts, top_k, hidden, inner, **fields)
 
 

@@ -14,12 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from wattune.errors import ProblemError
 from wattune.ops import experts
 from wattune.ops.dtypes import itemsize, round_to
-from wattune.ops.expert_weights import FORMATS, random_words
+from wattune.ops.expert_weights import FORMATS
 from wattune.ops.fields import integer, number, one_of
-from wattune.ops.operator import Argument, Array, Operator, Problem, Tolerance, Work
+from wattune.ops.operator import Argument, Array, Problem, Work
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class GroupedGemm(Problem):
         return f"grouped_gemm.w:{sizes}:{self.format}"
 
 
-class GroupedGemmOperator(Operator[GroupedGemm]):
+class GroupedGemmOperator(experts.ExpertsOperator[GroupedGemm]):
     """The operator object of `GroupedGemm`."""
 
     name = "grouped_gemm"
@@ -123,35 +122,14 @@ class GroupedGemmOperator(Operator[GroupedGemm]):
         moved = experts.touched(problem) * weight + rows
         return Work(2 * pairs * n * k, moved, integer=problem.format != "bf16")
 
-    def tolerance(self, problem: GroupedGemm, output: str) -> Tolerance:
-        """Return the tolerance of y."""
-        return experts.tolerance(problem.dtype)
-
-    def random_bytes(self, problem: GroupedGemm, argument: str, count: int, seed: int) -> Any:
-        """Draw bytes that are finite weights in any layout."""
-        return random_words(count, seed)
-
-    def packed_share(self, problem: GroupedGemm) -> float:
-        """Return the share of the experts that are touched."""
-        return experts.touched(problem) / problem.num_experts
-
-    def formats(self) -> dict[str, float]:
-        """Return bits per weight of each format, in long rows."""
-        return {name: coding.bits(1 << 12) for name, coding in FORMATS.items()}
-
     def examples(self) -> tuple[GroupedGemm, ...]:
         """Return the gate and up projections of a MiMo-V2-Flash layer."""
         return (GroupedGemm(1, 256, 8, 4096, 4096), GroupedGemm(8, 256, 8, 4096, 4096))
 
     def parse_shape(self, text: str, **fields: Any) -> GroupedGemm:
         """Read ``TOKENSxEXPERTSxTOP_KxOUTxIN``."""
-        parts = text.split("x")
-        if len(parts) != 5 or not all(part.isdigit() for part in parts):
-            raise ProblemError(
-                f"grouped_gemm: shape {text!r}; allowed: TOKENSxEXPERTSxTOP_KxOUTxIN, for example "
-                "8x256x8x4096x4096"
-            )
-        tokens, num_experts, top_k, out, inside = (int(part) for part in parts)
+        sizes = self.five_sizes(text, "TOKENSxEXPERTSxTOP_KxOUTxIN", "8x256x8x4096x4096")
+        tokens, num_experts, top_k, out, inside = sizes
         return GroupedGemm(tokens, num_experts, top_k, out, inside, **fields)
 
 

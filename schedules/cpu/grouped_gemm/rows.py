@@ -26,6 +26,8 @@ LANES = vector.LANES
 F32 = f"float32x{LANES}"
 I32 = f"int32x{LANES}"
 _TOP = -0x10000
+# Vectors of columns that are summed over the slots at once.
+BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -136,44 +138,59 @@ class RowMaker:
         self, product: ExpertLayout, out: Buffer, token: Expr, shares: Buffer | None, slot: Expr
     ) -> None:
         """Emit an output row: the rows of all slots times their shares, or the row of one slot."""
-        plan, lists = self.plan, self.lists
-        first = T.bind(token * plan.top_k)
-        row = T.bind(T.cast(token if shares is not None else first + slot, "int64") * product.rows)
-        acc = vector.array(LANES, "float32")
+        top_k, columns = self.plan.top_k, product.rows
+        first = T.bind(token * top_k)
+        row = T.bind(T.cast(token if shares is not None else first + slot, "int64") * columns)
 
-        def add(pair: Expr, at: Expr) -> None:
-            position = T.bind(lists.load("position", pair))
+        def whole(at: Expr, vectors: int) -> None:
+            sums = self._combined(product, first, shares, slot, at, vectors)
+            for v in range(vectors):
+                value = self._narrowed(sums.load(v * LANES, F32), LANES)
+                vector.store(out, [row + at + v * LANES], value)
+
+        wide, done = BLOCK * LANES, columns // (BLOCK * LANES) * (BLOCK * LANES)
+        with T.serial(columns // wide) as i:
+            whole(T.bind(i * wide), BLOCK)
+        with T.serial((columns - done) // LANES) as i:
+            whole(T.bind(done + i * LANES), 1)
+        if rest := columns % LANES:
+            start = columns - rest
+            sums = self._combined(product, first, shares, slot, T.int32(start), 1)
+            with T.serial(rest) as i:
+                value = self._narrowed(sums.buffers[0][i], 1)
+                vector.store(out, [row + start + i], value)
+
+    def _combined(
+        self,
+        product: ExpertLayout,
+        first: Expr,
+        shares: Buffer | None,
+        slot: Expr,
+        at: Expr,
+        vectors: int,
+    ) -> vector.Registers:
+        """Emit the sums of some columns over a token's slots; one slot's row without shares."""
+        sums = vector.Registers(vectors, "float32")
+        for v in range(vectors):
+            sums.store(v * LANES, math.real(0.0, LANES))
+
+        def add(pair: Expr) -> None:
+            position = T.bind(self.lists.load("position", pair))
             with T.If(position >= 0), T.Then():
-                place = self.sums_at(product, position) + at
-                value = self.memory.sums.vload([place], F32)
-                if shares is not None:
-                    share = T.broadcast(shares[pair], LANES)
-                    value = vector.multiply_add(value, share, acc.vload([0], F32))
-                vector.store(acc, [0], value)
+                place = T.bind(self.sums_at(product, position) + at)
+                for v in range(vectors):
+                    value = self.memory.sums.vload([place + v * LANES], F32)
+                    if shares is not None:
+                        share = T.broadcast(shares[pair], LANES)
+                        value = vector.multiply_add(value, share, sums.load(v * LANES, F32))
+                    sums.store(v * LANES, value)
 
-        def whole(at: Expr, store: Callable[[], None]) -> None:
-            vector.store(acc, [0], math.real(0.0, LANES))
-            if shares is None:
-                add(first + slot, at)
-            else:
-                with T.serial(plan.top_k) as j:
-                    add(first + j, at)
-            store()
-
-        done = product.rows // LANES * LANES
-        with T.serial(product.rows // LANES) as i:
-            at = T.bind(i * LANES)
-            whole(
-                at,
-                lambda: vector.store(out, [row + at], self._narrowed(acc.vload([0], F32), LANES)),
-            )
-        if rest := product.rows - done:
-
-            def store_rest() -> None:
-                with T.serial(rest) as i:
-                    vector.store(out, [row + done + i], self._narrowed(acc[i], 1))
-
-            whole(T.int32(done), store_rest)
+        if shares is None:
+            add(first + slot)
+        else:
+            with T.serial(self.plan.top_k) as j:
+                add(first + j)
+        return sums
 
     def sums_at(self, product: ExpertLayout, position: Expr) -> Expr:
         """Return where a position's row of sums starts."""
