@@ -28,7 +28,7 @@ def run(recording: Recording, strategy: str, budget: int, seed: int) -> tuple[li
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
     flat = Flat.of(recording)
-    points = _scaled(flat)
+    points = scaled(flat)
     costs = np.asarray(recording.costs(list(flat.schedules.values())), np.float64)
     rng = np.random.default_rng(seed)
     start = time.perf_counter()
@@ -46,12 +46,12 @@ def run(recording: Recording, strategy: str, budget: int, seed: int) -> tuple[li
             left = np.setdiff1d(np.arange(len(points)), taken)
             mean, deviation = process.predict(points[left], return_std=True)
         kernel = process.kernel_
-        taken.append(int(left[np.argmax(_improvement(mean, deviation, float(labels.min())))]))
+        taken.append(int(left[np.argmax(improvement(mean, deviation, float(labels.min())))]))
     seconds = time.perf_counter() - start
     return [float(c) for c in costs[taken[:budget]]], seconds / len(taken)
 
 
-def _scaled(flat: Flat) -> Floats:
+def scaled(flat: Flat) -> Floats:
     """Return the points by their places among each parameter's values, from 0 to 1."""
     columns = []
     for at, values in enumerate(flat.parameters.values()):
@@ -66,7 +66,8 @@ def _labels(costs: Floats) -> Floats:
     return np.log(np.where(np.isfinite(costs), costs, finite.max() if finite.size else 1.0))
 
 
-def _improvement(mean: Floats, deviation: Floats, best: float) -> Floats:
+def improvement(mean: Floats, deviation: Floats, best: float) -> Floats:
+    """Return the expected improvement over the best cost, [n]; all are logarithms."""
     from scipy.stats import norm
 
     gap = best - mean

@@ -150,7 +150,6 @@ def _search(
             break
         records = list(runner.run(asked))
         searching.tell(records)
-        searching.release()
         if model is not None:
             model.update(records)
         seconds = (time.perf_counter() - start) / len(asked)
