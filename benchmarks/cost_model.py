@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 MODELS = ("xgboost", "mlp", "prior", "random")
 # Points to train on, and whether the other files' records are learned from first.
 SETTINGS = ((16, True), (16, False), (64, False), (256, False))
-SEEDS = 3
+SEEDS = 2
 BUDGET, BATCH, PREDICTED = 256, 8, 500
 
 

@@ -32,7 +32,7 @@ from wattune.cost_models.metrics import average_peak_score, pairwise_accuracy, s
 from wattune.schedules.target import Target
 
 HERE = Path(__file__).parent
-SIZES = (32, 64, 128)
+SIZES = (32, 128)
 TRANSFER, SOURCE = 16, 256
 HELD_OUT = 300
 RESAMPLES = 2000

@@ -134,7 +134,9 @@ class Measurement:
     def standard_error(self) -> float:
         """Return the standard error of the median run, over the median; 0 for a single run.
 
-        It comes from the middle half of the runs: a few disturbed ones do not inflate it.
+        It comes from the middle half of the runs: a few disturbed ones do not inflate it. Where
+        quantiles of more runs were kept it is that of as many runs as were kept: larger, as the
+        drift between measurements, which no run shows, asks for.
         """
         return _MEDIAN_ERROR * self.noise / _HALF_SPREAD / math.sqrt(len(self.seconds))
 
