@@ -113,12 +113,14 @@ def _sparse_blocks(config: Config) -> list[int]:
 
 def qwen3_moe(config: Config) -> dict[str, MoeShape]:
     """Read the layers of Qwen3-MoE: a softmax without groups and bias; empty without experts."""
-    if not config.has("num_experts"):
+    # As the checkpoint has it, or as transformers writes it.
+    count = "num_experts" if config.has("num_experts") else "num_local_experts"
+    if not config.has(count):
         return {}
     shape = MoeShape(
         config.size("hidden_size"),
         config.size("moe_intermediate_size"),
-        config.size("num_experts"),
+        config.size(count),
         config.size("num_experts_per_tok"),
         "softmax",
         renormalize=config.flag("norm_topk_prob"),
