@@ -82,6 +82,18 @@ def _fused_moe() -> dict[str, Maker]:
     return {"torch_grouped_mm": GroupedMm, "torch_linear": PerExpert}
 
 
+def _moe_topk() -> dict[str, Maker]:
+    from wattune.compiler.bench.peers_routing import Router, ScoresTopk
+
+    return {"torch_scores_topk": ScoresTopk, "torch_router": Router}
+
+
+def _moe_align() -> dict[str, Maker]:
+    from wattune.compiler.bench.peers_routing import StableSort
+
+    return {"torch_stable_sort": StableSort}
+
+
 _PEERS: dict[str, Callable[[], dict[str, Maker]]] = {
     "ternary_gemm": _ternary_gemm,
     "decode_attention": _decode_attention,
@@ -91,6 +103,8 @@ _PEERS: dict[str, Callable[[], dict[str, Maker]]] = {
     "block_score": _block_score,
     "select_blocks": _select_blocks,
     "fused_moe": _fused_moe,
+    "moe_topk": _moe_topk,
+    "moe_align_block_size": _moe_align,
 }
 
 # Operators that our dense attention to the same context is a peer of.
