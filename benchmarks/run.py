@@ -81,6 +81,17 @@ ROUTINES: dict[str, tuple[Routine, ...]] = {
             "128x32x8x4096x2048,512x32x8x4096x2048",
         )
     ),
+    # Logits, and ids, come from the kernel before.
+    "moe_topk": tuple(
+        {"mode": "hot", "shapes": "1x256x8,128x256x8,1024x256x8", "field": fields}
+        for fields in (
+            ("scoring_func=sigmoid",),
+            ("scoring_func=softmax",),
+            ("e_score_correction_bias=true",),
+            ("e_score_correction_bias=true", "num_expert_group=8", "topk_group=4"),
+        )
+    ),
+    "moe_align_block_size": ({"mode": "hot", "shapes": "1x256x8,128x256x8,1024x256x8"},),
     "attn_gate": ({"mode": "cold", "shapes": "1x32768x32x8x128,1x131072x32x8x128"},),
 }
 
