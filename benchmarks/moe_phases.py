@@ -1,9 +1,9 @@
 """What each phase of a mixture-of-experts layer costs: routing, rows, both products, the sum.
 
-The layer is MiMo-V2-Flash's, with as many experts as `--experts`. A phase's time is that of the
-kernel that ends after it, less that of the kernel that ends before it, rounds in turn. Weights come
-from memory: a call's experts are far larger than the last cache. Writes a JSON file with the read
-bandwidth of the same run.
+The layer is MiMo-V2-Flash's, with as many experts as `--experts`. Each phase is a kernel of its own
+that works on what a whole call left in the workspace; they and the whole are timed in turn. Weights
+come from memory: a call's experts are far larger than the last cache. Writes a JSON file with the
+read bandwidth of the same run.
 
     python benchmarks/moe_phases.py --format bf16 --experts 32 --tokens 1,8 --threads 1
 """
@@ -11,7 +11,6 @@ bandwidth of the same run.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import time
@@ -46,7 +45,7 @@ def filled(size: int) -> Any:
 
 
 class Layer:
-    """One problem's kernels, each ending after another phase, and the tensors they share."""
+    """One problem's kernels, of each phase and of all, and the tensors they share."""
 
     def __init__(self, problem: FusedMoe, target: Target, packed: dict[str, Any]) -> None:
         """Compile with the default schedule; ``packed`` keeps weights for the next problem."""
@@ -74,24 +73,22 @@ class Layer:
                 tensor = torch.from_numpy(data.astype(kind))
                 self.tensors.append(from_dlpack(tensor.to(getattr(torch, argument.dtype))))
         self.kernels = {}
-        for phase in PHASES:
-            function = template.lower_until(problem, target, values, phase)
+        for phase in ("", *PHASES):
+            function = template.lower_phase(problem, target, values, phase)
             module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
             built = tvm.tirx.build(module, tvm.target.Target(target.llvm()))
             self.kernels[phase] = built["main"]
 
     def seconds(self, rounds: int) -> dict[str, float]:
-        """Return the median seconds of each phase; they add up to the whole layer's."""
-        runs: dict[str, list[float]] = {phase: [] for phase in PHASES}
+        """Return the median seconds of each phase, and of all ("")."""
+        runs: dict[str, list[float]] = {phase: [] for phase in self.kernels}
         for number in range(rounds + 1):
             for phase, kernel in self.kernels.items():
                 start = time.perf_counter()
                 kernel(*self.tensors)
                 if number:
                     runs[phase].append(time.perf_counter() - start)
-        until = [median(times) for times in runs.values()]
-        parts = [until[0], *(b - a for a, b in itertools.pairwise(until))]
-        return dict(zip(PHASES, parts, strict=True))
+        return {phase: median(times) for phase, times in runs.items()}
 
 
 def main() -> None:
@@ -109,7 +106,7 @@ def main() -> None:
     for tokens in map(int, options.tokens.split(",")):
         problem = FusedMoe(tokens, options.experts, 8, 4096, 2048, format=options.format)
         seconds = Layer(problem, target, packed).seconds(options.rounds)
-        whole, moved = sum(seconds.values()), OPERATOR.work(problem).bytes
+        whole, moved = seconds.pop(""), OPERATOR.work(problem).bytes
         gbps = read_bandwidth_at(moved, options.threads)
         small = seconds["route"] + seconds["combine"]
         rows.append(
@@ -118,13 +115,15 @@ def main() -> None:
                 "threads": options.threads,
                 "distinct_experts": touched(problem),
                 "seconds": seconds,
+                "whole_seconds": whole,
                 "gbps": moved / whole / 1e9,
                 "read_gbps": gbps,
                 "share_of_routing_and_combine": small / whole,
             }
         )
         times = ", ".join(f"{name} {1e6 * value:.0f} us" for name, value in seconds.items())
-        print(f"{problem}: {times}; {moved / whole / 1e9:.1f} of {gbps:.1f} GB/s", flush=True)
+        rate = f"{moved / whole / 1e9:.1f} of {gbps:.1f} GB/s"
+        print(f"{problem}: {times}; {1e6 * whole:.0f} us, {rate}", flush=True)
     RESULTS.mkdir(exist_ok=True)
     name = f"{time.strftime('%Y-%m-%d')}-moe-phases-{options.format}-{options.threads}t.json"
     path, found = RESULTS / name, {"machine": describe_machine(target), "rows": rows}

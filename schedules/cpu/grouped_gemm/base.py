@@ -127,12 +127,12 @@ class ExpertTemplate(Template):
 
     def lower(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Any:
         """Return the kernel."""
-        return self.lower_until(problem, target, values, "")
+        return self.lower_phase(problem, target, values, "")
 
-    def lower_until(
+    def lower_phase(
         self, problem: Any, target: Target, values: Mapping[str, Value], phase: str
     ) -> Any:
-        """Return a kernel that ends after a phase: what `benchmarks/moe_phases.py` times."""
+        """Return a kernel of one phase only: what `benchmarks/moe_phases.py` times."""
         engine = self.engine(problem, target)
         assert engine is not None
         plan = self.plan(problem, target, values)

@@ -47,21 +47,21 @@ class Names:
 class Kernel:
     """Emits one kernel; ``dtype`` is that of activations and output.
 
-    ``until`` ends it after the phase of this name, for measuring what each phase costs.
+    ``only`` leaves all phases out but one, for measuring what it costs: the workspace must be that
+    of a whole call.
     """
 
     plan: Plan
     engine: Engine
     names: Names
     dtype: str
-    until: str = ""
+    only: str = ""
 
     def emit(self, tensors: Tensors) -> None:
         """Emit all phases."""
         for name, phase in self._phases(tensors):
-            phase()
-            if name == self.until:
-                return
+            if self.only in ("", name):
+                phase()
 
     def _phases(self, tensors: Tensors) -> Iterator[Phase]:
         plan, names = self.plan, self.names
