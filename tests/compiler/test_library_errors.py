@@ -172,7 +172,7 @@ def test_another_library(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        (b'"abi": 3', b'"abi": 9', "ABI version 9.*reads version 3: export the library again"),
+        (b'"abi": 4', b'"abi": 9', "ABI version 9.*reads version 4: export the library again"),
         (b'"format": "wattune.l', b'"format": "another.l', "not a wattune library"),
         (b'"signature"', b'"singature"', "manifest is damaged"),
     ],
