@@ -110,8 +110,9 @@ class ProblemReport:
 
     @property
     def with_energy(self) -> list[Record]:
-        """Return the records with measured energy."""
-        return [record for record in self.records if record.joules is not None]
+        """Return the newest record with measured energy of each candidate."""
+        found = {r.candidate: r for r in self.records if r.joules is not None}
+        return list(found.values())
 
     @property
     def work(self) -> Work:
