@@ -75,6 +75,10 @@ class Template(ABC):
     name: ClassVar[str]
     operator: ClassVar[str]
 
+    def __str__(self) -> str:
+        """Return the name."""
+        return self.name
+
     @abstractmethod
     def applies(self, problem: Any, target: Target) -> bool:
         """Say whether the template can serve the problem on the target."""
