@@ -20,6 +20,7 @@ from wattune.schedules.candidate import Candidate, Record, Schedule
 # Strategy -> its module and class; imported when it is asked for.
 _STRATEGIES: dict[str, tuple[str, str]] = {
     "evolutionary": ("evolutionary", "Evolutionary"),
+    "bayesian": ("bayesian", "Bayesian"),
     "plain_evolutionary": ("plain_evolutionary", "PlainEvolutionary"),
     "random": ("random_search", "RandomSearch"),
     "exhaustive": ("exhaustive", "Exhaustive"),

@@ -153,7 +153,7 @@ class TestEveryStrategy:
 
 
 def test_an_unknown_strategy_is_refused_with_the_names() -> None:
-    with pytest.raises(UnknownNameError, match="'annealing'; allowed: evolutionary, exhaustive"):
+    with pytest.raises(UnknownNameError, match="'annealing'; allowed: bayesian, evolutionary"):
         strategy("annealing", Task(SMALL, TARGET))
 
 

@@ -1,0 +1,143 @@
+"""Bayesian search: a Gaussian process on the knobs of one task, and expected improvement.
+
+Where the space can be listed, every point that is left is predicted; in larger ones children and
+neighbours of the best and random points are. The process learns ln(cost): what is slow is cut to
+the same level, since where the bad points are bad to what degree says little of the best. A second
+process with the same relevance learns from failures where points are valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wattune.compiler.objective import LATENCY
+from wattune.compiler.search.encoding import Encoding
+from wattune.compiler.search.plain_evolutionary import PlainEvolutionary
+from wattune.cost_models.gaussian_process import GaussianProcess, log_expected_improvement
+from wattune.schedules.candidate import Candidate, Record, Schedule
+
+Floats = NDArray[np.float64]
+
+# Records before the process is asked: a spread over all values of all knobs.
+FIRST = 10
+# Spaces of up to so many points are predicted whole; of larger ones so many points.
+LISTED = 1 << 14
+CHILDREN, RANDOM, INCUMBENTS = 512, 512, 4
+# Costs above this quantile of the measured ones count as equal to it.
+CUT = 0.7
+# The relevance is fitted anew when there are so many times the records; every time while few.
+REFIT, FEW = 1.1, 24
+# Labels of validity are certain, but the border between points need not follow the knobs.
+VALIDITY_NOISE = 0.1
+LEAST_VALID = 0.02
+
+
+class Bayesian(PlainEvolutionary):
+    """Takes the point of the greatest expected improvement, given what is measured."""
+
+    name = "bayesian"
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Start without a fitted process."""
+        super().__init__(*args, **options)
+        self._encoding = Encoding(self.task)
+        self._weights: list[float] = []
+        self._noise, self._fitted = 0.0, 0
+        self._all: tuple[list[Candidate], Floats, dict[Schedule, int]] | None = None
+
+    def propose(self, count: int, rng: np.random.Generator) -> list[Candidate]:
+        """Return a batch: each point is chosen as if those before it had come out as expected."""
+        known = [r for r in self._sorted() if np.isfinite(r.latency)]
+        if len(self.records) < FIRST or len(known) < 2:
+            return self.samples(count, rng)
+        candidates, rows = self._left(rng)
+        if not candidates:
+            return self.samples(count, rng)
+        shown, labels = self._examples(known)
+        process = self._process(shown, labels)
+        valid = np.log(self._validity(process, rows))
+        chosen: list[int] = []
+        while len(chosen) < min(count, len(candidates)):
+            mean, std = process.predict(shown, labels, rows)
+            gain = log_expected_improvement(mean, std, float(labels.min())) + valid
+            gain[chosen] = -np.inf
+            at = int(gain.argmax())
+            chosen.append(at)
+            shown, labels = np.vstack([shown, rows[at]]), np.append(labels, mean[at])
+        return [candidates[at] for at in chosen]
+
+    def state(self) -> dict[str, Any]:
+        """Return the fitted relevance of the knobs, and of how many records it is."""
+        return {"weights": self._weights, "noise": self._noise, "fitted": self._fitted}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the relevance, if it is of the same knobs."""
+        weights = [float(weight) for weight in state.get("weights", ())]
+        if len(weights) == len(self._encoding.prior.weights):
+            self._weights = weights
+            self._noise, self._fitted = float(state["noise"]), int(state["fitted"])
+
+    def _sorted(self) -> list[Record]:
+        """Return the records in an order that does not depend on when they came."""
+        return sorted(
+            self.records.values(),
+            key=lambda r: (r.candidate.schedule.template, str(r.candidate.schedule.knobs)),
+        )
+
+    def _examples(self, known: list[Record]) -> tuple[Floats, Floats]:
+        """Return rows and ln(cost) of valid records, the slow ones cut."""
+        joules = self.joules(known)
+        objective = self.objective if np.isfinite(joules).any() else LATENCY
+        scores = objective.scores(np.array([record.latency for record in known]), joules)
+        costs = np.log(np.where(np.isfinite(scores), scores, np.max(scores[np.isfinite(scores)])))
+        labels = np.minimum(costs, np.quantile(costs, CUT))
+        return self._encoding.rows([record.candidate for record in known]), labels
+
+    def _process(self, rows: Floats, labels: Floats) -> GaussianProcess:
+        """Return the process, its relevance fitted anew where there is enough news."""
+        count, prior = len(labels), self._encoding.prior
+        if np.ptp(labels) == 0:
+            return prior
+        if not self._weights or count < FEW or count >= REFIT * self._fitted:
+            found = prior.fit(rows, labels)
+            self._weights, self._noise = found.weights.tolist(), found.noise
+            self._fitted = count
+        return GaussianProcess(prior.groups, np.array(self._weights), self._noise)
+
+    def _validity(self, process: GaussianProcess, rows: Floats) -> Floats:
+        """Return how likely points are to run, [n]."""
+        records = self._sorted()
+        labels = np.array([record.valid for record in records], np.float64)
+        if labels.all():
+            return np.ones(len(rows))
+        # What decides whether a point runs need not be what decides its cost.
+        weights = np.maximum(process.weights, self._encoding.prior.weights)
+        shown = self._encoding.rows([record.candidate for record in records])
+        smooth = GaussianProcess(process.groups, weights, VALIDITY_NOISE)
+        found: Floats = np.clip(smooth.predict(shown, labels, rows)[0], LEAST_VALID, 1.0)
+        return found
+
+    def _left(self, rng: np.random.Generator) -> tuple[list[Candidate], Floats]:
+        """Return the points to choose from, and their rows."""
+        if self.task.product() > LISTED:
+            best = self.ranked()
+            pool = [
+                *(near for one in best[:INCUMBENTS] for near in self.task.neighbours(one)),
+                *self.breed(best[: 2 * FIRST], CHILDREN, rng),
+                *self.samples(RANDOM, rng, self.shares()),
+            ]
+            new = list({c.schedule: c for c in pool if self.is_new(c)}.values())
+            return new, self._encoding.rows(new)
+        if self._all is None:
+            listed = list(self.task.enumerate())
+            places = {candidate.schedule: at for at, candidate in enumerate(listed)}
+            self._all = listed, self._encoding.rows(listed), places
+        listed, rows, places = self._all
+        left = np.ones(len(listed), bool)
+        taken = [places[schedule] for schedule in (*self.records, *self._pending)]
+        left[taken] = False
+        return [listed[at] for at in np.flatnonzero(left)], rows[left]

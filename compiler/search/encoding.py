@@ -1,0 +1,135 @@
+"""Points of a task as rows of numbers in which distances mean something, for a Gaussian process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wattune.compiler.search.task import Task
+from wattune.cost_models.gaussian_process import GaussianProcess
+from wattune.schedules.candidate import Candidate
+from wattune.schedules.space import Knob, Value
+
+Floats = NDArray[np.float64]
+
+# The expected length of a knob that spans 0 to 1; it grows with the root of the number of knobs,
+# so that points of a large space are not all strangers to each other.
+_LENGTH = 0.35
+# Products and divisibility matter for a few knobs only: expected to weigh this much.
+_DERIVED = 0.05
+
+
+@dataclass(frozen=True)
+class Part:
+    """The columns of one knob, or of a product of two: values of ``knobs`` to numbers."""
+
+    template: str
+    knobs: tuple[str, ...]
+    table: Mapping[tuple[Value, ...], Floats]
+    derived: bool = False
+
+    @property
+    def width(self) -> int:
+        """Return the number of columns."""
+        return len(next(iter(self.table.values())))
+
+
+class Encoding:
+    """Rows of a task's points, and the process that is expected before anything is measured.
+
+    Ordered values go from 0 to 1, half by logarithm and half by rank: either alone crowds some of
+    them. Others have a column each, at distance 1 from one another. Derived columns hold what code
+    generation and hardware react to beyond single knobs: the product of any two, and how often
+    two divides a value. Knobs of other templates are 0.
+    """
+
+    def __init__(self, task: Task) -> None:
+        """Encode a task's points."""
+        names = list(dict.fromkeys(branch.template.name for branch in task.branches))
+        self._templates = _apart(names)
+        first = len(names) if len(names) > 1 else 0
+        self._parts: dict[str, list[tuple[int, Part]]] = {name: [] for name in names}
+        groups, derived, start = [0] * first, [False] * bool(first), first
+        for name in names:
+            knobs = _merged([b.space.knobs for b in task.branches if b.template.name == name])
+            for part in _parts(name, knobs):
+                self._parts[name].append((start, part))
+                groups += [len(derived)] * part.width
+                derived.append(part.derived)
+                start += part.width
+        count = max(1, len(derived) - sum(derived))
+        weights = [_DERIVED if d else 1 / (_LENGTH**2 * count) for d in derived or [False]]
+        self.prior = GaussianProcess(np.array(groups or [0]), np.array(weights))
+
+    def rows(self, candidates: Sequence[Candidate]) -> Floats:
+        """Return [n, columns]."""
+        found = np.zeros((len(candidates), len(self.prior.groups)))
+        for row, candidate in zip(found, candidates, strict=True):
+            schedule = candidate.schedule
+            if len(self._templates) > 1:
+                row[: len(self._templates)] = self._templates[schedule.template]
+            values = schedule.values
+            for start, part in self._parts[schedule.template]:
+                numbers = part.table[tuple(values[name] for name in part.knobs)]
+                row[start : start + len(numbers)] = numbers
+        return found
+
+
+def _parts(template: str, knobs: Sequence[Knob]) -> Iterator[Part]:
+    """Yield the columns of a template's knobs, then the derived ones."""
+    free = [knob for knob in knobs if len(knob.values) > 1]
+    for knob in free:
+        table = _scale(knob) if knob.ordered else _apart(knob.values)
+        yield Part(template, (knob.name,), {(value,): row for value, row in table.items()})
+    sizes = [knob for knob in free if knob.ordered and len(knob.values) > 2]
+    for one, other in combinations(sizes, 2):
+        sums = {(a, b): _log(a) + _log(b) for a in one.values for b in other.values}
+        yield Part(template, (one.name, other.name), _spanned(sums), derived=True)
+    for knob in sizes:
+        twos = {(value,): float(_twos(int(value))) for value in knob.values}
+        # All different, it says what the knob's own column says.
+        if 1 < len(set(twos.values())) < len(twos):
+            yield Part(template, (knob.name,), _spanned(twos), derived=True)
+
+
+def _merged(parts: Sequence[tuple[Knob, ...]]) -> list[Knob]:
+    """Return the knobs of one template whose restricted spaces are several branches."""
+    values: dict[str, dict[Value, None]] = {}
+    for knob in (knob for part in parts for knob in part):
+        values.setdefault(knob.name, {}).update(dict.fromkeys(knob.values))
+    return [Knob(name, tuple(known), next(iter(known))) for name, known in values.items()]
+
+
+def _scale(knob: Knob) -> dict[Value, Floats]:
+    numbers = sorted(int(value) for value in knob.values)
+    logs = np.array([math.copysign(math.log2(1 + abs(number)), number) for number in numbers])
+    logs = (logs - logs[0]) / (logs[-1] - logs[0])
+    ranks = np.arange(len(numbers)) / (len(numbers) - 1)
+    pairs = zip(numbers, (logs + ranks) / 2, strict=True)
+    return {number: np.array([place]) for number, place in pairs}
+
+
+def _apart(values: Sequence[Value]) -> dict[Value, Floats]:
+    """Return a column for each value; any two are at distance 1."""
+    return dict(zip(values, np.eye(len(values)) / math.sqrt(2), strict=True))
+
+
+def _spanned(table: Mapping[tuple[Value, ...], float]) -> dict[tuple[Value, ...], Floats]:
+    """Return the numbers scaled to 0 to 1."""
+    low, high = min(table.values()), max(table.values())
+    return {key: np.array([(value - low) / (high - low or 1.0)]) for key, value in table.items()}
+
+
+def _log(value: Value) -> float:
+    # What is not positive is no factor of a product.
+    return math.log2(max(float(value), 0.5))
+
+
+def _twos(number: int) -> int:
+    """Return how often two divides a number; 0 for 0."""
+    return (number & -number).bit_length() - 1 if number else 0
