@@ -88,10 +88,14 @@ def _parts(template: str, knobs: Sequence[Knob]) -> Iterator[Part]:
         yield Part(template, (knob.name,), {(value,): row for value, row in table.items()})
     sizes = [knob for knob in free if knob.ordered and len(knob.values) > 2]
     for one, other in combinations(sizes, 2):
-        sums = {(a, b): _log(a) + _log(b) for a in one.values for b in other.values}
+        sums: dict[tuple[Value, ...], float] = {
+            (a, b): _log(a) + _log(b) for a in one.values for b in other.values
+        }
         yield Part(template, (one.name, other.name), _spanned(sums), derived=True)
     for knob in sizes:
-        twos = {(value,): float(_twos(int(value))) for value in knob.values}
+        twos: dict[tuple[Value, ...], float] = {
+            (value,): float(_twos(int(value))) for value in knob.values
+        }
         # All different, it says what the knob's own column says.
         if 1 < len(set(twos.values())) < len(twos):
             yield Part(template, (knob.name,), _spanned(twos), derived=True)
