@@ -97,20 +97,46 @@ def local_shares(text: str) -> dict[str, float]:
 
 def _local_share(body: str) -> float:
     """Return the share of one kernel."""
-    lines = [(match.start(), match[1].split(".")[0]) for match in _LINE.finditer(body)]
+    loops = _loops(body)
+    executed = {"local": 0.0, "all": 0.0}
+    for match in _LINE.finditer(body):
+        turns = _TURNS ** sum(begin < match.start() <= end for begin, end in loops)
+        executed["all"] += turns
+        executed["local"] += turns * (match[1].split(".")[0] in _LOCAL)
+    return executed["local"] / max(1.0, executed["all"])
+
+
+def _loops(body: str) -> list[tuple[int, int]]:
+    """Return where the loops of a kernel's text begin and end."""
+    lines = [match.start() for match in _LINE.finditer(body)]
     labels = {match[1]: match.start() for match in _LABEL.finditer(body)}
-    loops: dict[str, int] = {}
+    loops: dict[str, tuple[int, int]] = {}
     for match in _BRANCH.finditer(body):
         begin, end = labels.get(match[1], match.start()), match.start()
         # A kernel is followed by a branch to itself, which is never executed.
-        if sum(begin < at <= end for at, _ in lines) > 1:
-            loops[match[1]] = end
-    executed = {"local": 0.0, "all": 0.0}
-    for at, opcode in lines:
-        depth = sum(labels[name] < at <= end for name, end in loops.items())
-        executed["all"] += _TURNS**depth
-        executed["local"] += _TURNS**depth * (opcode in _LOCAL)
-    return executed["local"] / max(1.0, executed["all"])
+        if sum(begin < at <= end for at in lines) > 1:
+            loops[match[1]] = begin, end
+    return list(loops.values())
+
+
+def main_loops(cubin: bytes, base: str) -> dict[str, Counter[str]]:
+    """Count the opcodes of each kernel's main loop; kernels without one are left out.
+
+    That is the smallest of the loops with the most instructions of a kind (``HMMA``).
+    """
+    return main_loops_of(_disassemble(cubin), base)
+
+
+def main_loops_of(text: str, base: str) -> dict[str, Counter[str]]:
+    """Count the opcodes of main loops in what nvdisasm prints."""
+    parts, found = _SECTION.split(text), dict[str, Counter[str]]()
+    for kernel, body in zip(parts[1::2], parts[2::2], strict=True):
+        codes = [(match.start(), match[1]) for match in _LINE.finditer(body)]
+        loops = [Counter(c for at, c in codes if b < at <= e) for b, e in _loops(body)]
+        counted = [(sum(n for c, n in o.items() if c.split(".")[0] == base), o) for o in loops]
+        if any(count for count, _ in counted):
+            found[kernel] = max(counted, key=lambda pair: (pair[0], -pair[1].total()))[1]
+    return found
 
 
 def mix(counts: Mapping[str, int]) -> dict[str, int]:

@@ -219,6 +219,12 @@ def test_spills_weigh_by_the_loops_around_them() -> None:
     assert shares["often"] == 16 / (2 * 16 + 1 + 1)
 
 
+def test_the_main_loop_is_the_smallest_with_the_most() -> None:
+    assert sass.main_loops_of(SPILLS, "FADD") == {"once": {"FADD": 1, "BRA": 1}}
+    assert sass.main_loops_of(SPILLS, "FFMA") == {"once": {"FFMA": 1, "FADD": 1, "BRA": 2}}
+    assert not sass.main_loops_of(SPILLS, "HMMA")
+
+
 @pytest.mark.nvcc
 def test_the_mix_of_an_image(cache: Path) -> None:
     if sass.disassembler() is None:

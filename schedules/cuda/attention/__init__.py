@@ -1,4 +1,20 @@
-"""CUDA templates of decode attention, one generator of kernels for all; merging of states."""
+"""CUDA templates of decode attention, one generator of kernels for all; merging of states.
+
+What limits them, by the main loops' machine code on an H200 (`benchmarks/gpu/issue.py`): clocks of an
+SM's units over those in which memory brings the loop's bytes, default schedules.
+
+| query rows | issue | tensor cores | ex2 | shuffles | shared memory |
+|--:|--:|--:|--:|--:|--:|
+| 8 (group of 8) | 0.15 | 0.07 | 0.03 | 0.06 | 0.32 |
+| 16 (group of 16) | 0.20 | 0.13 | 0.05 | 0.05 | 0.32 |
+| 64 (group of 16, 4 tokens) | 0.43 | 0.54 | 0.15 | 0.10 | 0.81 |
+
+So the exponentials never are the limit of 16-bit caches, and ``polynomial`` is 0 by default. Tensor
+cores fed by `wgmma`, which read a tile once for 64 rows instead of once a warp, would take 0.32 of
+shared memory's clocks in the last row; below 64 rows most of their 64 rows would be empty, and
+memory is the limit anyway. They are not built: what they gain begins where several tokens are
+verified for a group of 16.
+"""
 
 from __future__ import annotations
 
