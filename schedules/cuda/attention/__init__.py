@@ -1,7 +1,7 @@
 """CUDA templates of decode attention, one generator of kernels for all; merging of states.
 
-What limits them, by the main loops' machine code on an H200 (`benchmarks/gpu/issue.py`): clocks of an
-SM's units over those in which memory brings the loop's bytes, default schedules.
+What limits them, by the main loops' machine code on an H200 (`benchmarks/gpu/issue.py`): clocks
+of an SM's units over those in which memory brings the loop's bytes, default schedules.
 
 | query rows | issue | tensor cores | ex2 | shuffles | shared memory |
 |--:|--:|--:|--:|--:|--:|
