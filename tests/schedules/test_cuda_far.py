@@ -66,7 +66,7 @@ def room_of(problem: Any, sizes: dict[str, int]) -> dict[str, int]:
     known = {**problem.extents, **sizes}
     found: dict[str, int] = {}
     for argument in operator(problem.operator).arguments(problem):
-        for name in set(argument.shape) & set(ROOM):
+        for name in (name for name in ROOM if name in argument.shape):
             each = int(np.prod(argument.concrete(known), dtype=np.int64)) // known[name]
             before = each // problem.batch * (problem.batch - 1)
             found[name] = min(found.get(name, FAR), FAR // before + 1)
