@@ -28,9 +28,9 @@ FIRST = 10
 LISTED = 1 << 14
 CHILDREN, RANDOM, INCUMBENTS = 512, 512, 4
 # Costs above this quantile of the measured ones count as equal to it.
-CUT = 0.7
+CUT = 0.8
 # The relevance is fitted anew when there are so many times the records; every time while few.
-REFIT, FEW = 1.1, 24
+REFIT, FEW = 1.1, 80
 # Labels of validity are certain, but the border between points need not follow the knobs.
 VALIDITY_NOISE = 0.1
 LEAST_VALID = 0.02

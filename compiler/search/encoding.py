@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +19,17 @@ Floats = NDArray[np.float64]
 # The expected length of a knob that spans 0 to 1; it grows with the root of the number of knobs,
 # so that points of a large space are not all strangers to each other.
 _LENGTH = 0.35
-# Products and divisibility matter for a few knobs only: expected to weigh this much.
-_DERIVED = 0.05
+# Divisibility matters for some knobs only: it is expected to weigh this much.
+_DERIVED = 0.3
 
 
 @dataclass(frozen=True)
 class Part:
-    """The columns of one knob, or of a product of two: values of ``knobs`` to numbers."""
+    """Columns of one knob: what each of its values becomes."""
 
     template: str
-    knobs: tuple[str, ...]
-    table: Mapping[tuple[Value, ...], Floats]
+    knob: str
+    table: Mapping[Value, Floats]
     derived: bool = False
 
     @property
@@ -43,9 +42,9 @@ class Encoding:
     """Rows of a task's points, and the process that is expected before anything is measured.
 
     Ordered values go from 0 to 1, half by logarithm and half by rank: either alone crowds some of
-    them. Others have a column each, at distance 1 from one another. Derived columns hold what code
-    generation and hardware react to beyond single knobs: the product of any two, and how often
-    two divides a value. Knobs of other templates are 0.
+    them. Others have a column each, at distance 1 from one another. A derived column says how often
+    two divides a value, to which code generation and hardware react: 48 is not between 32 and 64.
+    Knobs of other templates are 0.
     """
 
     def __init__(self, task: Task) -> None:
@@ -75,7 +74,7 @@ class Encoding:
                 row[: len(self._templates)] = self._templates[schedule.template]
             values = schedule.values
             for start, part in self._parts[schedule.template]:
-                numbers = part.table[tuple(values[name] for name in part.knobs)]
+                numbers = part.table[values[part.knob]]
                 row[start : start + len(numbers)] = numbers
         return found
 
@@ -84,21 +83,12 @@ def _parts(template: str, knobs: Sequence[Knob]) -> Iterator[Part]:
     """Yield the columns of a template's knobs, then the derived ones."""
     free = [knob for knob in knobs if len(knob.values) > 1]
     for knob in free:
-        table = _scale(knob) if knob.ordered else _apart(knob.values)
-        yield Part(template, (knob.name,), {(value,): row for value, row in table.items()})
-    sizes = [knob for knob in free if knob.ordered and len(knob.values) > 2]
-    for one, other in combinations(sizes, 2):
-        sums: dict[tuple[Value, ...], float] = {
-            (a, b): _log(a) + _log(b) for a in one.values for b in other.values
-        }
-        yield Part(template, (one.name, other.name), _spanned(sums), derived=True)
-    for knob in sizes:
-        twos: dict[tuple[Value, ...], float] = {
-            (value,): float(_twos(int(value))) for value in knob.values
-        }
+        yield Part(template, knob.name, _scale(knob) if knob.ordered else _apart(knob.values))
+    for knob in free:
+        twos = {value: _twos(int(value)) for value in knob.values} if knob.ordered else {}
         # All different, it says what the knob's own column says.
         if 1 < len(set(twos.values())) < len(twos):
-            yield Part(template, (knob.name,), _spanned(twos), derived=True)
+            yield Part(template, knob.name, _spanned(twos), derived=True)
 
 
 def _merged(parts: Sequence[tuple[Knob, ...]]) -> list[Knob]:
@@ -123,15 +113,10 @@ def _apart(values: Sequence[Value]) -> dict[Value, Floats]:
     return dict(zip(values, np.eye(len(values)) / math.sqrt(2), strict=True))
 
 
-def _spanned(table: Mapping[tuple[Value, ...], float]) -> dict[tuple[Value, ...], Floats]:
+def _spanned(table: Mapping[Value, int]) -> dict[Value, Floats]:
     """Return the numbers scaled to 0 to 1."""
     low, high = min(table.values()), max(table.values())
-    return {key: np.array([(value - low) / (high - low or 1.0)]) for key, value in table.items()}
-
-
-def _log(value: Value) -> float:
-    # What is not positive is no factor of a product.
-    return math.log2(max(float(value), 0.5))
+    return {value: np.array([(n - low) / (high - low)]) for value, n in table.items()}
 
 
 def _twos(number: int) -> int:
