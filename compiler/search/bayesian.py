@@ -3,7 +3,7 @@
 Where the space can be listed, every point that is left is predicted; in larger ones children and
 neighbours of the best and random points are. The process learns ln(cost): what is slow is cut to
 the same level, since where the bad points are bad to what degree says little of the best. A second
-process with the same relevance learns from failures where points are valid.
+process learns from failures where points are valid.
 """
 
 from __future__ import annotations
@@ -31,9 +31,38 @@ CHILDREN, RANDOM, INCUMBENTS = 512, 512, 4
 CUT = 0.8
 # The relevance is fitted anew when there are so many times the records; every time while few.
 REFIT, FEW = 1.1, 80
-# Labels of validity are certain, but the border between points need not follow the knobs.
-VALIDITY_NOISE = 0.1
-LEAST_VALID = 0.02
+# What is sure to fail counts as this likely to run: the process errs.
+LEAST_VALID = 1e-3
+
+
+class Fitted:
+    """A process whose relevance is fitted anew when there is enough news."""
+
+    def __init__(self, prior: GaussianProcess) -> None:
+        """Start with what is expected before anything is measured."""
+        self.prior = self.process = prior
+        self.count = 0
+
+    def of(self, rows: Floats, labels: Floats) -> GaussianProcess:
+        """Return the process for these examples."""
+        count = len(labels)
+        if np.ptp(labels) == 0:
+            return self.prior
+        if not self.count or count < FEW or count >= REFIT * self.count:
+            self.process, self.count = self.prior.fit(rows, labels), count
+        return self.process
+
+    def to_state(self) -> dict[str, Any]:
+        """Return the relevance of the knobs, and of how many examples it is."""
+        weights, noise = self.process.weights.tolist(), self.process.noise
+        return {"weights": weights, "noise": noise, "count": self.count}
+
+    def from_state(self, state: Mapping[str, Any]) -> None:
+        """Take over the relevance, if it is of the same knobs."""
+        weights = np.array(state["weights"], np.float64)
+        if weights.shape == self.prior.weights.shape:
+            self.process = GaussianProcess(self.prior.groups, weights, float(state["noise"]))
+            self.count = int(state["count"])
 
 
 class Bayesian(PlainEvolutionary):
@@ -45,8 +74,8 @@ class Bayesian(PlainEvolutionary):
         """Start without a fitted process."""
         super().__init__(*args, **options)
         self._encoding = Encoding(self.task)
-        self._weights: list[float] = []
-        self._noise, self._fitted = 0.0, 0
+        self._cost = Fitted(self._encoding.prior)
+        self._valid = Fitted(self._encoding.prior)
         self._all: tuple[list[Candidate], Floats, dict[Schedule, int]] | None = None
 
     def propose(self, count: int, rng: np.random.Generator) -> list[Candidate]:
@@ -58,8 +87,8 @@ class Bayesian(PlainEvolutionary):
         if not candidates:
             return self.samples(count, rng)
         shown, labels = self._examples(known)
-        process = self._process(shown, labels)
-        valid = np.log(self._validity(process, rows))
+        process = self._cost.of(shown, labels)
+        valid = np.log(self._validity(rows))
         chosen: list[int] = []
         while len(chosen) < min(count, len(candidates)):
             mean, std = process.predict(shown, labels, rows)
@@ -71,15 +100,14 @@ class Bayesian(PlainEvolutionary):
         return [candidates[at] for at in chosen]
 
     def state(self) -> dict[str, Any]:
-        """Return the fitted relevance of the knobs, and of how many records it is."""
-        return {"weights": self._weights, "noise": self._noise, "fitted": self._fitted}
+        """Return what was fitted."""
+        return {"cost": self._cost.to_state(), "valid": self._valid.to_state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the relevance, if it is of the same knobs."""
-        weights = [float(weight) for weight in state.get("weights", ())]
-        if len(weights) == len(self._encoding.prior.weights):
-            self._weights = weights
-            self._noise, self._fitted = float(state["noise"]), int(state["fitted"])
+        """Take over what was fitted, if it is of the same knobs."""
+        for name, fitted in (("cost", self._cost), ("valid", self._valid)):
+            if name in state:
+                fitted.from_state(state[name])
 
     def _sorted(self) -> list[Record]:
         """Return the records in an order that does not depend on when they came."""
@@ -97,27 +125,15 @@ class Bayesian(PlainEvolutionary):
         labels = np.minimum(costs, np.quantile(costs, CUT))
         return self._encoding.rows([record.candidate for record in known]), labels
 
-    def _process(self, rows: Floats, labels: Floats) -> GaussianProcess:
-        """Return the process, its relevance fitted anew where there is enough news."""
-        count, prior = len(labels), self._encoding.prior
-        if np.ptp(labels) == 0:
-            return prior
-        if not self._weights or count < FEW or count >= REFIT * self._fitted:
-            found = prior.fit(rows, labels)
-            self._weights, self._noise = found.weights.tolist(), found.noise
-            self._fitted = count
-        return GaussianProcess(prior.groups, np.array(self._weights), self._noise)
-
-    def _validity(self, process: GaussianProcess, rows: Floats) -> Floats:
+    def _validity(self, rows: Floats) -> Floats:
         """Return how likely points are to run, [n]."""
         records = self._sorted()
         labels = np.array([record.valid for record in records], np.float64)
         if labels.all():
             return np.ones(len(rows))
         # What decides whether a point runs need not be what decides its cost.
-        weights = np.maximum(process.weights, self._encoding.prior.weights)
         shown = self._encoding.rows([record.candidate for record in records])
-        smooth = GaussianProcess(process.groups, weights, VALIDITY_NOISE)
+        smooth = self._valid.of(shown, labels)
         found: Floats = np.clip(smooth.predict(shown, labels, rows)[0], LEAST_VALID, 1.0)
         return found
 
