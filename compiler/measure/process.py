@@ -113,7 +113,7 @@ class WorkerProcess:
             self.kill()
             if not ready:
                 raise WorkerNotReady(f"not ready within {STARTUP_SECONDS:g} s")
-            raise WorkerHung(f"no answer within {seconds:g} s")
+            raise WorkerHung(f"no answer within {round(seconds, 1):g} s")
         return None
 
     def ask(self, request: Message, timeout: float) -> Message:
