@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -109,7 +110,7 @@ class Template(ABC):
 
     def source_hash(self) -> str:
         """Digest the source that decides what this template generates."""
-        return _hash_folder(Path(import_module(type(self).__module__).__file__ or ""))
+        return _hash_folder(Path(import_module(type(self).__module__).__file__ or "").parent)
 
     def layouts(self, problem: Problem, target: Target) -> Iterator[tuple[Layout, Values]]:
         """Yield each layout the template can read, with the knob values that give it."""
@@ -120,15 +121,32 @@ class Template(ABC):
 
 
 @cache
-def _hash_folder(module: Path) -> str:
-    """Digest the modules beside a template, the vocabulary above them and what makes programs."""
+def _hash_folder(folder: Path) -> str:
+    """Digest what a template in the folder is made of."""
     digest = hashlib.sha256()
-    for path in (*sorted(module.parent.glob("*.py")), *sorted(module.parent.parent.glob("*.py"))):
+    for path in sources(folder):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
-    for name in ("program.py", "areas.py", "attention.py"):
-        digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def sources(folder: Path) -> tuple[Path, ...]:
+    """Return what decides the programs of a folder's templates.
+
+    Its modules and those of the folders beside it that they import from, the vocabulary above them
+    and what makes programs.
+    """
+    beside = re.compile(rf"\bwattune\.schedules\.{folder.parent.name}\.(\w+)")
+    folders = [folder]
+    for each in folders:
+        text = "".join(path.read_text() for path in sorted(each.glob("*.py")))
+        found = (folder.parent / name for name in sorted(set(beside.findall(text))))
+        folders += [path for path in found if path.is_dir() and path not in folders]
+    vocabulary = ("program.py", "areas.py", "attention.py")
+    return (
+        *(path for each in (*folders, folder.parent) for path in sorted(each.glob("*.py"))),
+        *(Path(__file__).with_name(name) for name in vocabulary),
+    )
 
 
 # Modules that define templates, by target kind; a module's TEMPLATES are tried in order, so the

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 from wattune.ops import operator
 from wattune.ops.quantized_decode_attention import QuantizedDecodeAttention
-from wattune.schedules.cpu.attention.base import DecodeAttentionTemplate
 from wattune.schedules.cpu.attention.knobs import CHUNKS, ROWS, lanes_of, registers_of
 from wattune.schedules.cpu.attention.plan import Plan
 from wattune.schedules.cpu.quantized_attention.counts import counts
@@ -29,11 +27,6 @@ class QuantizedAttentionTemplate(Template):
     """Attention to a quantised cache; a subclass says how codes are multiplied."""
 
     operator = "quantized_decode_attention"
-
-    def source_hash(self) -> str:
-        """Digest what is shared with dense attention too."""
-        both = super().source_hash() + DecodeAttentionTemplate().source_hash()
-        return hashlib.sha256(both.encode()).hexdigest()[:16]
 
     @abstractmethod
     def product(self, problem: QuantizedDecodeAttention, target: Target) -> Product:

@@ -20,7 +20,7 @@ from wattune.ops.moe_align_block_size import BLOCKS, SLOTS, MoeAlignBlockSize
 from wattune.schedules.areas import LINE, round_up
 from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.plain import PlainTemplate
-from wattune.schedules.cpu.selection.values import flat
+from wattune.schedules.cpu.rows import flat
 from wattune.schedules.cpu.tasks import ceildiv
 from wattune.schedules.program import Tensors
 from wattune.schedules.space import Knob, Space, Value

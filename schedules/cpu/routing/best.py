@@ -17,10 +17,10 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.lanes import INFINITY, Lanes, disordered
 from wattune.schedules.cpu.routing import bits
 from wattune.schedules.cpu.routing.plan import Plan, Rows
 from wattune.schedules.cpu.routing.ranks import ranks
-from wattune.schedules.cpu.selection.select_lanes import INFINITY, Lanes, disordered
 from wattune.schedules.cpu.tasks import ceildiv
 
 Expr = Any

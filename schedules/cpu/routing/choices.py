@@ -9,9 +9,9 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import math, vector
+from wattune.schedules.cpu.lanes import INFINITY, Lanes
 from wattune.schedules.cpu.routing.plan import Plan, Rows
 from wattune.schedules.cpu.routing.ranks import ranks
-from wattune.schedules.cpu.selection.select_lanes import INFINITY, Lanes
 
 Expr = Any
 Buffer = Any

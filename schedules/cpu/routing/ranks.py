@@ -7,8 +7,8 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.lanes import Lanes
 from wattune.schedules.cpu.routing.plan import Rows
-from wattune.schedules.cpu.selection.select_lanes import Lanes
 
 Expr = Any
 

@@ -10,11 +10,11 @@ from tvm.script import tirx as T
 
 from wattune.ops.routing import EPSILON
 from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.lanes import INFINITY, Lanes
 from wattune.schedules.cpu.routing import bits
 from wattune.schedules.cpu.routing.best import Best
 from wattune.schedules.cpu.routing.choices import Choices, sigmoid, softmax_weight
 from wattune.schedules.cpu.routing.plan import Plan, Rows
-from wattune.schedules.cpu.selection.select_lanes import INFINITY, Lanes
 from wattune.schedules.cpu.tasks import ceildiv
 
 Expr = Any

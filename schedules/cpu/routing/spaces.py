@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from wattune.ops.routing import Routing
+from wattune.schedules.cpu.lanes import lanes_knob
 from wattune.schedules.cpu.routing.plan import Plan
-from wattune.schedules.cpu.selection.base import lanes_knob
 from wattune.schedules.space import Constraint, Knob, Value
 from wattune.schedules.target import Target
 from wattune.schedules.template import Counts

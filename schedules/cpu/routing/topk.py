@@ -11,7 +11,7 @@ from wattune.schedules.cpu.plain import PlainTemplate
 from wattune.schedules.cpu.routing.loads import Logits
 from wattune.schedules.cpu.routing.router import Router
 from wattune.schedules.cpu.routing.spaces import counts_of, knobs_of, plan_of, rules_of
-from wattune.schedules.cpu.selection.values import flat
+from wattune.schedules.cpu.rows import flat
 from wattune.schedules.program import Tensors
 from wattune.schedules.space import Space, Value
 from wattune.schedules.target import Target

@@ -7,9 +7,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu.plain import PlainTemplate
-from wattune.schedules.cpu.selection.values import lane_counts
 from wattune.schedules.program import Tensors
-from wattune.schedules.space import Knob
 from wattune.schedules.target import Target
 
 # Rows must be a multiple of this: two bfloat16 values in each of four lanes.
@@ -27,12 +25,6 @@ class VectorTemplate(PlainTemplate):
         widths = (problem.head_dim, getattr(problem, "gate_dim", ROW))
         halves = problem.dtype != "float16" or target.arch != "x86_64" or target.has("f16c")
         return halves and all(width % ROW == 0 for width in widths)
-
-
-def lanes_knob(target: Target) -> Knob:
-    """Return the knob of 32-bit lanes a vector, the widest by default."""
-    counts = lane_counts(target)
-    return Knob("lanes", counts, counts[-1])
 
 
 def length_of(tensors: Tensors, request: Any) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from wattune.ops.attn_gate_compress import AttnGateCompress
-from wattune.schedules.cpu.selection.base import VectorTemplate, lanes_knob
+from wattune.schedules.cpu.lanes import lanes_knob
+from wattune.schedules.cpu.rows import Rows
+from wattune.schedules.cpu.selection.base import VectorTemplate
 from wattune.schedules.cpu.selection.compress_kernel import Kernel, slice_floats, touched_blocks
 from wattune.schedules.cpu.selection.gate_parts import FLOAT
-from wattune.schedules.cpu.selection.values import Rows
 from wattune.schedules.program import Tensors
 from wattune.schedules.space import Knob, Space, Value
 from wattune.schedules.target import Target

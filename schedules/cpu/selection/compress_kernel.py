@@ -20,6 +20,7 @@ from tvm.script import tirx as T
 from wattune.ops.attn_gate_compress import AttnGateCompress
 from wattune.ops.gate_parts import SLOTS
 from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.rows import Rows
 from wattune.schedules.cpu.selection.base import length_of
 from wattune.schedules.cpu.selection.gate_parts import (
     Finisher,
@@ -29,7 +30,6 @@ from wattune.schedules.cpu.selection.gate_parts import (
     zero_row,
 )
 from wattune.schedules.cpu.selection.pooling import pool_rows
-from wattune.schedules.cpu.selection.values import Rows
 from wattune.schedules.cpu.tasks import spread
 from wattune.schedules.program import Tensors
 

@@ -20,6 +20,7 @@ from tvm.script import tirx as T
 from wattune.ops.attn_gate import AttnGate
 from wattune.ops.gate_parts import SLOTS
 from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.rows import Rows, flat
 from wattune.schedules.cpu.selection.base import length_of
 from wattune.schedules.cpu.selection.gate_parts import (
     Finisher,
@@ -29,7 +30,6 @@ from wattune.schedules.cpu.selection.gate_parts import (
     scratch_of,
 )
 from wattune.schedules.cpu.selection.ranges import block_ranges, fill_rest, score_blocks
-from wattune.schedules.cpu.selection.values import Rows, flat
 from wattune.schedules.cpu.tasks import ceildiv, spread
 from wattune.schedules.program import Tensors
 

@@ -13,8 +13,8 @@ from tvm.script import tirx as T
 
 from wattune.ops.gate_parts import EPSILON, POSITIONS
 from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.rows import Rows, flat
 from wattune.schedules.cpu.selection.across import sum_lanes
-from wattune.schedules.cpu.selection.values import Rows, flat
 from wattune.schedules.program import CACHE_LINE, Tensors
 
 FLOAT = 4

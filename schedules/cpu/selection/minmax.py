@@ -21,10 +21,11 @@ from wattune.ops.block_minmax import BlockMinmax
 from wattune.ops.dtypes import itemsize
 from wattune.ops.gate_parts import SLOTS, block_count
 from wattune.schedules.cpu import vector
-from wattune.schedules.cpu.selection.base import ROW, VectorTemplate, lanes_knob, length_of
+from wattune.schedules.cpu.lanes import lanes_knob
+from wattune.schedules.cpu.rows import flat
+from wattune.schedules.cpu.selection.base import ROW, VectorTemplate, length_of
 from wattune.schedules.cpu.selection.cache import CacheRows
 from wattune.schedules.cpu.selection.ranges import range_knob
-from wattune.schedules.cpu.selection.values import flat
 from wattune.schedules.cpu.tasks import ceildiv, spread
 from wattune.schedules.program import Tensors
 from wattune.schedules.space import Knob, Space, Value

@@ -8,7 +8,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import vector
-from wattune.schedules.cpu.selection.values import Rows
+from wattune.schedules.cpu.rows import Rows
 
 # Rows to pool: a buffer of bits, how many, where row i starts.
 Source = tuple[Any, Any, Callable[[Any], Any]]

@@ -9,8 +9,8 @@ from tvm.script import tirx as T
 
 from wattune.ops.gate_parts import SLOTS
 from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.rows import Rows
 from wattune.schedules.cpu.selection.across import PART, fold, sum_lanes
-from wattune.schedules.cpu.selection.values import Rows
 from wattune.schedules.cpu.tasks import ceildiv
 from wattune.schedules.program import Tensors
 from wattune.schedules.space import Knob

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from wattune.ops.block_score import BlockScore
 from wattune.ops.dtypes import itemsize
 from wattune.ops.gate_parts import block_count
-from wattune.schedules.cpu.selection.base import VectorTemplate, lanes_knob
+from wattune.schedules.cpu.lanes import lanes_knob
+from wattune.schedules.cpu.rows import Rows
+from wattune.schedules.cpu.selection.base import VectorTemplate
 from wattune.schedules.cpu.selection.ranges import range_knob
 from wattune.schedules.cpu.selection.score_kernel import Kernel
-from wattune.schedules.cpu.selection.values import Rows
 from wattune.schedules.program import Tensors
 from wattune.schedules.space import Knob, Space, Value
 from wattune.schedules.target import Target

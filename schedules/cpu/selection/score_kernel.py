@@ -23,9 +23,9 @@ from wattune.ops.block_score import BlockScore
 from wattune.ops.dtypes import itemsize
 from wattune.ops.gate_parts import SLOTS
 from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.rows import Rows, flat
 from wattune.schedules.cpu.selection.base import length_of
 from wattune.schedules.cpu.selection.ranges import block_ranges, fill_rest, score_blocks
-from wattune.schedules.cpu.selection.values import Rows, flat
 from wattune.schedules.cpu.tasks import ceildiv, spread
 from wattune.schedules.program import Tensors
 

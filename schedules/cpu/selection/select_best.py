@@ -19,7 +19,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import vector
-from wattune.schedules.cpu.selection.select_lanes import INFINITY, Lanes
+from wattune.schedules.cpu.lanes import INFINITY, Lanes
 from wattune.schedules.cpu.selection.select_rows import Row
 from wattune.schedules.cpu.selection.select_search import UNROLL, Search
 from wattune.schedules.cpu.tasks import ceildiv

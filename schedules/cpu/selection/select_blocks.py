@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 
 from wattune.ops.gate_parts import block_count
 from wattune.ops.select_blocks import SelectBlocks
-from wattune.schedules.cpu.selection.base import VectorTemplate, lanes_knob
+from wattune.schedules.cpu.lanes import lanes_knob
+from wattune.schedules.cpu.selection.base import VectorTemplate
 from wattune.schedules.cpu.selection.select_best import Plan
 from wattune.schedules.cpu.selection.select_blocks_kernel import Kernel
 from wattune.schedules.program import Tensors

@@ -10,11 +10,11 @@ from tvm.script import tirx as T
 from wattune.ops.gate_parts import SLOTS
 from wattune.ops.select_blocks import MILLION, SelectBlocks
 from wattune.schedules.cpu import math, vector
+from wattune.schedules.cpu.lanes import INFINITY
+from wattune.schedules.cpu.rows import flat
 from wattune.schedules.cpu.selection.base import length_of
 from wattune.schedules.cpu.selection.select_best import Best, Plan
-from wattune.schedules.cpu.selection.select_lanes import INFINITY
 from wattune.schedules.cpu.selection.select_rows import Row
-from wattune.schedules.cpu.selection.values import flat
 from wattune.schedules.cpu.tasks import ceildiv, spread
 from wattune.schedules.program import Tensors
 

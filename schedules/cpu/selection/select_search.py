@@ -18,7 +18,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import vector
-from wattune.schedules.cpu.selection.select_lanes import INFINITY, Lanes, disordered, ordered
+from wattune.schedules.cpu.lanes import INFINITY, Lanes, disordered, ordered
 from wattune.schedules.cpu.tasks import ceildiv
 
 Expr = Any

@@ -13,7 +13,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import vector
-from wattune.schedules.cpu.selection.select_lanes import Lanes
+from wattune.schedules.cpu.lanes import Lanes
 
 Expr = Any
 Buffer = Any

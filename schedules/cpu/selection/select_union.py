@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from wattune.ops.select_union import SelectUnion
-from wattune.schedules.cpu.selection.base import VectorTemplate, lanes_knob
+from wattune.schedules.cpu.lanes import lanes_knob
+from wattune.schedules.cpu.selection.base import VectorTemplate
 from wattune.schedules.cpu.selection.select_best import Plan
 from wattune.schedules.cpu.selection.select_sort import PASSES
 from wattune.schedules.cpu.selection.select_union_kernel import Kernel, Scratch

@@ -9,12 +9,12 @@ from tvm.script import tirx as T
 
 from wattune.ops.select_union import TOKENS, SelectUnion
 from wattune.schedules.cpu import vector
+from wattune.schedules.cpu.lanes import INFINITY
+from wattune.schedules.cpu.rows import flat
 from wattune.schedules.cpu.selection.base import length_of
 from wattune.schedules.cpu.selection.select_best import Best, Plan
-from wattune.schedules.cpu.selection.select_lanes import INFINITY
 from wattune.schedules.cpu.selection.select_rows import Row
 from wattune.schedules.cpu.selection.select_sort import RADIX, Pairs, Sorter, descending
-from wattune.schedules.cpu.selection.values import flat
 from wattune.schedules.cpu.tasks import ceildiv, spread
 from wattune.schedules.program import Tensors
 

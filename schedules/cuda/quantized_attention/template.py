@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 from wattune.ops.dtypes import itemsize
 from wattune.ops.quantized_decode_attention import QuantizedDecodeAttention
-from wattune.schedules.cuda.attention.base import WIDEST, DecodeAttentionTemplate
+from wattune.schedules.cuda.attention.base import WIDEST
 from wattune.schedules.cuda.attention.program import program
 from wattune.schedules.cuda.base import CudaTemplate
 from wattune.schedules.cuda.program import GpuProgram
@@ -24,11 +23,6 @@ class QuantizedAttention(CudaTemplate):
 
     name = "quantized_attention_gpu"
     operator = "quantized_decode_attention"
-
-    def source_hash(self) -> str:
-        """Digest what is shared with dense attention too."""
-        both = super().source_hash() + DecodeAttentionTemplate().source_hash()
-        return hashlib.sha256(both.encode()).hexdigest()[:16]
 
     def applies(self, problem: QuantizedDecodeAttention, target: Target) -> bool:
         """Say whether rows are of 16-bit floats, and sums fit the registers."""

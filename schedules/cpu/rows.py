@@ -13,7 +13,6 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import math, vector
-from wattune.schedules.target import Target
 
 Expr = Any
 Buffer = Any
@@ -32,13 +31,6 @@ def flat(buffer: Buffer, dtype: str = "") -> Buffer:
     # Rows are only sure to be aligned to an element.
     align = int("".join(c for c in kind if c.isdigit())) // 8
     return T.decl_buffer((size,), kind, data=buffer.data, align=align)
-
-
-def lane_counts(target: Target) -> tuple[int, ...]:
-    """Return the fp32 lanes of the target's vectors, narrow ones included."""
-    if target.has("avx512f", "avx512bw", "avx512vl"):
-        return (4, 8, 16)
-    return (4, 8) if target.has("avx2", "fma") else (4,)
 
 
 @dataclass(frozen=True)

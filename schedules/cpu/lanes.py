@@ -1,4 +1,4 @@
-"""Vectors of scores: comparisons, counts, compression, the order of floats as integers."""
+"""Vectors of 32-bit lanes: how wide, comparisons, compression, the order of floats as integers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,27 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import math, vector
+from wattune.schedules.space import Knob
+from wattune.schedules.target import Target
 
 Expr = Any
 
 INFINITY = float("inf")
 _SIGN = -0x80000000
 _SIZE = 0x7FFFFFFF
+
+
+def lane_counts(target: Target) -> tuple[int, ...]:
+    """Return the fp32 lanes of the target's vectors, narrow ones included."""
+    if target.has("avx512f", "avx512bw", "avx512vl"):
+        return (4, 8, 16)
+    return (4, 8) if target.has("avx2", "fma") else (4,)
+
+
+def lanes_knob(target: Target) -> Knob:
+    """Return the knob of 32-bit lanes a vector, the widest by default."""
+    counts = lane_counts(target)
+    return Knob("lanes", counts, counts[-1])
 
 
 @dataclass(frozen=True)
