@@ -81,6 +81,16 @@ ROUTINES: dict[str, tuple[Routine, ...]] = {
             "128x32x8x4096x2048,512x32x8x4096x2048",
         )
     ),
+    # The gates of MiMo-V2-Flash and of DeepSeek-V3; the weight comes from memory.
+    "moe_gate": (
+        {"mode": "cold", "shapes": "1x256x4096,8x256x4096,128x256x4096", "shared-layout": ""},
+        {
+            "mode": "cold",
+            "shapes": "1x256x7168,8x256x7168",
+            "field": "weight_dtype=bfloat16",
+            "shared-layout": "",
+        },
+    ),
     # Logits, and ids, come from the kernel before.
     "moe_topk": tuple(
         {"mode": "hot", "shapes": "1x256x8,128x256x8,1024x256x8", "field": fields}

@@ -21,6 +21,7 @@ from wattune.ops.kv_cache_append import KV_CACHE_APPEND, KVCacheAppend
 from wattune.ops.kv_cache_quantize import KV_CACHE_QUANTIZE, KVCacheQuantize
 from wattune.ops.merge_states import MERGE_STATES, MergeStates
 from wattune.ops.moe_align_block_size import MOE_ALIGN_BLOCK_SIZE, MoeAlignBlockSize
+from wattune.ops.moe_gate import MOE_GATE, MoeGate
 from wattune.ops.moe_topk import MOE_TOPK, MoeTopk
 from wattune.ops.operator import Argument, Operator, Problem, Tolerance, Values, Work
 from wattune.ops.quantized_decode_attention import (
@@ -54,6 +55,7 @@ __all__ = [
     "KVCacheQuantize",
     "MergeStates",
     "MoeAlignBlockSize",
+    "MoeGate",
     "MoeTopk",
     "Operator",
     "Problem",
@@ -89,6 +91,7 @@ _ALL: tuple[Operator[Any], ...] = (
     ATTN_GATE,
     SELECT_BLOCKS,
     SELECT_UNION,
+    MOE_GATE,
     MOE_TOPK,
     MOE_ALIGN_BLOCK_SIZE,
     GROUPED_GEMM,

@@ -82,6 +82,15 @@ def _fused_moe() -> dict[str, Maker]:
     return {"torch_grouped_mm": GroupedMm, "torch_linear": PerExpert}
 
 
+def _moe_gate() -> dict[str, Maker]:
+    from wattune.compiler.bench.peers_routing import GateLinear
+
+    return {
+        "torch_linear_fp32": partial(GateLinear, dtype="float32"),
+        "torch_linear_bf16": partial(GateLinear, dtype="bfloat16"),
+    }
+
+
 def _moe_topk() -> dict[str, Maker]:
     from wattune.compiler.bench.peers_routing import Router, ScoresTopk
 
@@ -103,6 +112,7 @@ _PEERS: dict[str, Callable[[], dict[str, Maker]]] = {
     "block_score": _block_score,
     "select_blocks": _select_blocks,
     "fused_moe": _fused_moe,
+    "moe_gate": _moe_gate,
     "moe_topk": _moe_topk,
     "moe_align_block_size": _moe_align,
 }

@@ -1,4 +1,4 @@
-"""Peers of routing in torch: scores and ``topk``, a whole router, a stable sort of the pairs."""
+"""Peers of routing in torch: the gate, scores and ``topk``, a whole router, a sort of the pairs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,33 @@ import numpy as np
 
 from wattune.compiler.bench.case import Case, Setup, Unavailable
 from wattune.compiler.bench.peers_attention import tensor
-from wattune.compiler.bench.peers_torch import load_torch
-from wattune.ops import MoeAlignBlockSize, MoeTopk
+from wattune.compiler.bench.peers_torch import TorchCase, load_torch
+from wattune.ops import MoeAlignBlockSize, MoeGate, MoeTopk
+
+
+class GateLinear(TorchCase):
+    """``torch.nn.functional.linear`` in float32, as transformers' routers do, or in bfloat16."""
+
+    # What bfloat16 loses, which routes some tokens elsewhere.
+    tolerance = 0.02
+
+    def __init__(self, setup: Setup, dtype: str) -> None:
+        """Convert the weight, once; tokens are converted in a call."""
+        problem, torch = setup.problem, load_torch(setup.threads)
+        assert isinstance(problem, MoeGate)
+        self.kind, self.expected = getattr(torch, dtype), setup.expected["router_logits"]
+        weight = tensor(torch, setup.inputs["gate_weight"]).to(self.kind)
+        x = tensor(torch, setup.inputs["hidden_states"])
+        super().__init__(torch, x, weight.view(torch.uint8).view(-1).numpy(), setup.footprint)
+        self.weights = [view.view(self.kind).view(weight.shape) for view in self.views]
+
+    def call(self, copy: int) -> Any:
+        """Return the logits."""
+        return self.torch.nn.functional.linear(self.x.to(self.kind), self.weights[copy])
+
+    def error(self) -> float:
+        """Compare with the product in float64."""
+        return self.compare(self.call(0), self.expected)
 
 
 class ScoresTopk(Case):

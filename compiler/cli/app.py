@@ -18,6 +18,7 @@ _COMMANDS = {
     "inspect": "inspect",
     "replay": "replay",
     "pack": "library",
+    "model-cost": "model_cost",
     "evaluate-model": "evaluate",
     "export-records": "records",
     "import-records": "records",

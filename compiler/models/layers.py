@@ -46,7 +46,10 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class MoeShape:
-    """What a mixture-of-experts layer computes; the router's fields are those of `MoeTopk`."""
+    """What a mixture-of-experts layer computes; the router's fields are those of `MoeTopk`.
+
+    ``gate_dtype`` is that of the gate's weight.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -58,6 +61,7 @@ class MoeShape:
     num_expert_group: int = 1
     topk_group: int = 1
     routed_scaling_factor: float = 1.0
+    gate_dtype: str = "float32"
 
 
 @dataclass(frozen=True)

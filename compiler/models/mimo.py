@@ -6,6 +6,8 @@ one that transformers writes (``layer_types``).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from wattune.compiler.models.config import Config
 from wattune.compiler.models.layers import AttentionShape, Model
 from wattune.compiler.models.llama import LAYER_TYPES, attention_name, most_context
@@ -26,7 +28,9 @@ def mimo_v2_flash(config: Config) -> Model:
         for block, sliding in enumerate(pattern)
         if (shape := shapes[sliding]) is not None
     }
-    moe = deepseek_moe(config)
+    # Its gate is kept in float32.
+    layers = deepseek_moe(config)
+    moe = {name: replace(shape, gate_dtype="float32") for name, shape in layers.items()}
     return Model(config.dtype(), attention, most_context=most_context(config), moe=moe)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wattune.compiler.models.config import Config
 from wattune.compiler.models.layers import LayerProblem, Model, MoeShape
 from wattune.compiler.models.step import Step
 from wattune.errors import UnknownNameError
-from wattune.ops import FusedMoe, MoeTopk, Problem
+from wattune.ops import FusedMoe, MoeGate, MoeTopk, Problem
 from wattune.ops.expert_weights import FORMATS
 from wattune.ops.routing import SCORING
 
@@ -21,28 +24,50 @@ _MLP_TYPES = ("dense", "sparse")
 
 @dataclass(frozen=True)
 class MoeCost:
-    """What a layer's experts cost a step, whose routing is uniform.
+    """What a layer's experts cost a step of ``tokens``.
 
     ``distinct``: the experts that any token chose, on average; ``rows``: the tokens of each of
     these; ``bytes``: their weights.
     """
 
+    tokens: int
     distinct: float
     rows: float
     bytes: float
 
 
-def moe_cost(shape: MoeShape, tokens: int, format: str = "bf16") -> MoeCost:
-    """Return the cost of ``tokens`` at once: E (1 - (1 - k / E)^tokens) experts are read."""
-    experts, top_k = shape.num_experts, shape.top_k
-    distinct = experts * (1 - (1 - top_k / experts) ** tokens)
+def moe_cost(shape: MoeShape, tokens: int, format: str = "bf16", skew: float = 0.0) -> MoeCost:
+    """Return the cost of ``tokens`` at once.
+
+    An expert that a token chooses with probability p is read with 1 - (1 - p)^tokens; ``skew`` is
+    that of `Step`, 0 for p = k / E of all experts.
+    """
+    chosen = choice_probabilities(shape.num_experts, shape.top_k, skew)
+    distinct = float((1 - (1 - chosen) ** tokens).sum())
     hidden, inner, coding = shape.hidden_size, shape.intermediate_size, FORMATS[format]
     bits = 2 * hidden * inner * coding.bits(hidden) + hidden * inner * coding.bits(inner)
-    return MoeCost(distinct, tokens * top_k / distinct, distinct * bits / 8)
+    return MoeCost(tokens, distinct, tokens * shape.top_k / distinct, distinct * bits / 8)
+
+
+def choice_probabilities(experts: int, top_k: int, skew: float) -> NDArray[np.float64]:
+    """Return the probability that a token chooses each expert, the most popular one first.
+
+    Experts are drawn without repetition, the one of rank r like w = (r + 1)^-skew. As in a race of
+    exponential times: those that arrive by the time t when ``top_k`` are expected, 1 - exp(-w t).
+    """
+    if not skew or top_k == experts:
+        return np.full(experts, top_k / experts)
+    weights = (1.0 + np.arange(experts)) ** -skew
+    low, high = -700.0, 700.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        enough = (1 - np.exp(-weights * np.exp(middle))).sum() >= top_k
+        low, high = (low, middle) if enough else (middle, high)
+    return np.asarray(1 - np.exp(-weights * np.exp(high)))
 
 
 def moe_problems(model: Model, step: Step) -> list[LayerProblem]:
-    """Merge equal layers into problems: routing and experts, one of each a token bucket."""
+    """Merge equal layers into problems: gate, routing, experts, one of each a token bucket."""
     if step.experts not in EXPERTS:
         raise UnknownNameError("kind of experts", step.experts, EXPERTS)
     if step.experts == NO_EXPERTS:
@@ -58,15 +83,19 @@ def moe_problems(model: Model, step: Step) -> list[LayerProblem]:
     ]
 
 
-def _problems(model: Model, step: Step, shape: MoeShape, tokens: int) -> tuple[Problem, Problem]:
+def _problems(model: Model, step: Step, shape: MoeShape, tokens: int) -> tuple[Problem, ...]:
     fields = asdict(shape)
-    sizes = {name: fields.pop(name) for name in ("hidden_size", "intermediate_size")}
-    count = {name: fields[name] for name in ("num_experts", "top_k")}
-    # Routers are float32; kernels of experts read no float16.
+    names = ("hidden_size", "intermediate_size", "gate_dtype")
+    hidden, inner, gate_dtype = (fields.pop(name) for name in names)
+    experts, top_k = shape.num_experts, shape.top_k
+    # Kernels of experts read no float16.
     dtype = model.dtype if model.dtype != "float16" else "bfloat16"
     return (
+        MoeGate(tokens, experts, hidden, dtype=dtype, weight_dtype=gate_dtype),
         MoeTopk(tokens=tokens, skew=step.skew, **fields),
-        FusedMoe(tokens=tokens, dtype=dtype, format=step.experts, skew=step.skew, **count, **sizes),
+        FusedMoe(
+            tokens, experts, top_k, hidden, inner, dtype=dtype, format=step.experts, skew=step.skew
+        ),
     )
 
 
@@ -78,7 +107,8 @@ def moe_name(block: int) -> str:
 def deepseek_moe(config: Config) -> dict[str, MoeShape]:
     """Read the layers of DeepSeek-V3 and MiMo-V2-Flash: groups, sigmoid scores with a bias.
 
-    Empty where the config names no experts. Shared experts are a dense layer and not counted.
+    Empty where the config names no experts. Shared experts are a dense layer and not counted. The
+    gate's weight has the checkpoint's dtype, where a model does not say otherwise.
     """
     if not config.has("n_routed_experts"):
         return {}
@@ -94,6 +124,7 @@ def deepseek_moe(config: Config) -> dict[str, MoeShape]:
         config.size("n_group", 1),
         config.size("topk_group", 1),
         config.number("routed_scaling_factor", 1.0),
+        config.dtype(),
     )
     return {moe_name(block): shape for block in _sparse_blocks(config)}
 
@@ -124,6 +155,7 @@ def qwen3_moe(config: Config) -> dict[str, MoeShape]:
         config.size("num_experts_per_tok"),
         "softmax",
         renormalize=config.flag("norm_topk_prob"),
+        gate_dtype=config.dtype(),
     )
     blocks = config.size("num_hidden_layers")
     every = config.size("decoder_sparse_step", 1)

@@ -25,7 +25,7 @@ from wattune.schedules.target import Target
 
 COMMANDS = [
     *("ops", "tune", "compile", "bench", "report", "inspect", "replay", "pack"),
-    *("evaluate-model", "export-records", "import-records", "bundle"),
+    *("model-cost", "evaluate-model", "export-records", "import-records", "bundle"),
 ]
 
 
@@ -181,3 +181,22 @@ def test_a_reader_that_leaves_is_no_error(database: Path) -> None:
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_model_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    examples = Path(__file__).parents[2] / "examples"
+    words = ("model-cost", examples / "mimo-v2-flash.json", "--tokens", "8,1", "--gbps", 40)
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert "47 layers of 256 experts, 8 a token" in out
+    assert ["8", "57.4", "1.11", "2.89", "136", "3396", "424.5"] in map(str.split, out.splitlines())
+    status, out, _ = run(capsys, *words, "--skew", 1, "--experts", "int4", "--json")
+    data = json.loads(out)
+    [one, eight] = data["layers"][0]["steps"]
+    assert (one["tokens"], eight["tokens"]) == (1, 8)
+    assert one["distinct_experts"] == pytest.approx(8)
+    assert eight["distinct_experts"] < 50
+    assert eight["least_ms"] == pytest.approx(eight["step_bytes"] / 40e6)
+    status, _, err = run(capsys, "model-cost", examples / "llama-3.1-8b.json")
+    assert status == 2
+    assert "no mixture-of-experts layers" in err

@@ -16,7 +16,8 @@ from wattune.compiler.models import (
     problems_from_config,
 )
 from wattune.errors import UnknownNameError, WattuneError
-from wattune.ops import FusedMoe, MoeTopk
+from wattune.ops import FusedMoe, MoeGate, MoeTopk
+from wattune.ops.experts import touched
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MIMO, DEEPSEEK, QWEN = (
@@ -34,16 +35,18 @@ def changed(path: Path, **changes: Any) -> dict[str, Any]:
 
 
 def test_mimo_v2_flash() -> None:
-    route, layer = experts(MIMO)
+    gate, route, layer = experts(MIMO)
+    assert gate.problem == MoeGate(1, 256, 4096)
     assert route.problem == MoeTopk(1, 256, 8, "sigmoid", True)
     assert layer.problem == FusedMoe(1, 256, 8, 4096, 2048)
     # The first block is dense.
-    assert route.multiplicity == layer.multiplicity == 47
+    assert gate.multiplicity == route.multiplicity == layer.multiplicity == 47
     assert layer.layer_names[0] == "model.layers.1.mlp"
 
 
 def test_deepseek_v3() -> None:
-    route, layer = experts(DEEPSEEK, experts="int4", skew=0.8)
+    gate, route, layer = experts(DEEPSEEK, experts="int4", skew=0.8)
+    assert gate.problem == MoeGate(1, 256, 7168, weight_dtype="bfloat16")
     groups: dict[str, Any] = {"num_expert_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5}
     assert route.problem == MoeTopk(1, 256, 8, "sigmoid", True, skew=0.8, **groups)
     assert layer.problem == FusedMoe(1, 256, 8, 7168, 2048, format="int4", skew=0.8)
@@ -51,7 +54,8 @@ def test_deepseek_v3() -> None:
 
 
 def test_qwen3_moe() -> None:
-    route, layer = experts(QWEN)
+    gate, route, layer = experts(QWEN)
+    assert gate.problem == MoeGate(1, 128, 2048, weight_dtype="bfloat16")
     assert route.problem == MoeTopk(1, 128, 8, "softmax")
     assert (layer.problem, layer.multiplicity) == (FusedMoe(1, 128, 8, 2048, 768), 48)
     others = experts(changed(QWEN, decoder_sparse_step=2, mlp_only_layers=[1, 5]))
@@ -96,6 +100,20 @@ def test_what_a_layer_costs(tokens: int, distinct: float, rows: float, gigabytes
     assert cost.rows == pytest.approx(rows, rel=0.02)
     assert cost.bytes / 1e9 == pytest.approx(gigabytes, rel=0.005)
     assert moe_cost(shape, tokens, "int4").bytes == pytest.approx(cost.bytes * 4.25 / 16)
+
+
+def test_skew_makes_fewer_experts_cost_less() -> None:
+    shape = model_from_config(MIMO).moe["model.layers.1.mlp"]
+    costs = [moe_cost(shape, 32, skew=skew).distinct for skew in (0.0, 0.5, 1.0, 2.0)]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < costs[0] / 3
+    # What inputs are drawn with.
+    for skew, tokens in ((0.5, 32), (1.0, 8), (1.0, 64)):
+        draws = [touched(FusedMoe(tokens + i, 256, 8, 64, 64, skew=skew)) for i in range(-4, 5)]
+        assert moe_cost(shape, tokens, skew=skew).distinct == pytest.approx(
+            sum(draws) / len(draws), rel=0.05
+        )
+    assert moe_cost(shape, 1, skew=3.0).distinct == pytest.approx(8)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Logits of each dtype as fp32 vectors."""
+"""Rows of each dtype as fp32 vectors."""
 
 from __future__ import annotations
 
@@ -8,37 +8,42 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import vector
-from wattune.schedules.cpu.routing.plan import Plan
 
 Expr = Any
 Buffer = Any
 
 
+def stored(dtype: str) -> str:
+    """Name what a buffer of the dtype is viewed as: bfloat16 as its bits."""
+    return "uint16" if dtype == "bfloat16" else dtype
+
+
 @dataclass(frozen=True)
-class Logits:
-    """Loads from a flat buffer of float32, float16 or the bits of bfloat16."""
+class Loads:
+    """Loads from rows of ``width`` values in a flat buffer of `stored`, a vector of ``lanes``."""
 
     buffer: Buffer
     dtype: str
-    plan: Plan
+    width: int
+    lanes: int
 
-    def load(self, token: Expr, at: int) -> Expr:
-        """Load vector ``at`` of a token's row; lanes beyond its end repeat its last value."""
-        lanes, experts = self.plan.lanes, self.plan.routing.num_experts
-        start = T.cast(token, "int64") * experts
-        kind = "uint16" if self.dtype == "bfloat16" else self.dtype
-        first = at * lanes
-        if first + lanes <= experts:
-            return self._widened(self.buffer.vload([start + first], f"{kind}x{lanes}"))
-        last = vector.array(lanes, kind)
-        for lane in range(lanes):
-            vector.store(last, [lane], self.buffer[start + min(first + lane, experts - 1)])
-        return self._widened(last.vload([0], f"{kind}x{lanes}"))
+    def load(self, row: Expr, at: int) -> Expr:
+        """Load vector ``at`` of a row; lanes beyond its end repeat its last value."""
+        start, first = T.cast(row, "int64") * self.width, at * self.lanes
+        if first + self.lanes <= self.width:
+            return self.vector(start + first)
+        last = vector.array(self.lanes, stored(self.dtype))
+        for lane in range(self.lanes):
+            vector.store(last, [lane], self.buffer[start + min(first + lane, self.width - 1)])
+        return self._widened(last.vload([0], f"{stored(self.dtype)}x{self.lanes}"))
+
+    def vector(self, start: Expr) -> Expr:
+        """Load the vector that starts at a value of the buffer."""
+        return self._widened(self.buffer.vload([start], f"{stored(self.dtype)}x{self.lanes}"))
 
     def _widened(self, values: Expr) -> Expr:
-        lanes = self.plan.lanes
         if self.dtype != "bfloat16":
-            return T.cast(values, f"float32x{lanes}")
-        bits = T.cast(values, f"uint32x{lanes}")
-        wide = T.shift_left(bits, T.broadcast(T.uint32(16), lanes))
-        return T.reinterpret(f"float32x{lanes}", wide)
+            return T.cast(values, f"float32x{self.lanes}")
+        bits = T.cast(values, f"uint32x{self.lanes}")
+        wide = T.shift_left(bits, T.broadcast(T.uint32(16), self.lanes))
+        return T.reinterpret(f"float32x{self.lanes}", wide)

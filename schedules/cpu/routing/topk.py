@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 
 from wattune.ops.dtypes import itemsize
 from wattune.ops.moe_topk import MoeTopk
-from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.plain import PlainTemplate
-from wattune.schedules.cpu.routing.loads import Logits
+from wattune.schedules.cpu.routing.loads import Loads, stored
 from wattune.schedules.cpu.routing.router import Router
 from wattune.schedules.cpu.routing.spaces import counts_of, knobs_of, plan_of, rules_of
 from wattune.schedules.cpu.rows import flat
@@ -45,7 +44,8 @@ class MoeTopkVector(PlainTemplate):
         plan = plan_of(problem, target, values)
 
         def emit(tensors: Tensors) -> None:
-            logits = Logits(flat_logits(tensors, problem), problem.dtype, plan)
+            rows = flat(tensors["gating_output"], stored(problem.dtype))
+            logits = Loads(rows, problem.dtype, problem.num_experts, plan.lanes)
             Router(
                 plan,
                 tensors["workspace"],
@@ -62,8 +62,3 @@ class MoeTopkVector(PlainTemplate):
         """Count the vector operations of every step."""
         moved = float(problem.tokens * problem.num_experts * itemsize(problem.dtype))
         return counts_of(plan_of(problem, target, values), moved)
-
-
-def flat_logits(tensors: Tensors, problem: MoeTopk) -> vector.Buffer:
-    """View the logits as one row; bfloat16 as its bits."""
-    return flat(tensors["gating_output"], "uint16" if problem.dtype == "bfloat16" else "")
