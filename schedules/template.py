@@ -41,8 +41,8 @@ class Layout:
 class BlockUse:
     """What the longest kernel of a GPU candidate takes of the device.
 
-    ``blocks`` of its grid, and of each: ``threads``, ``registers`` of a thread (an estimate),
-    ``shared``: bytes of shared memory.
+    ``blocks`` of its grid that have work, and of each: ``threads``, ``registers`` of a thread (an
+    estimate), ``shared``: bytes of shared memory.
     """
 
     blocks: float

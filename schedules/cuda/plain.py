@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,12 +21,14 @@ from wattune.schedules.cuda.program import GpuProgram, Launch, gpu_program
 from wattune.schedules.program import Tensors
 from wattune.schedules.space import Knob, Value
 from wattune.schedules.target import Target
+from wattune.schedules.template import BlockUse, Counts
 
 Expr = Any
 Buffer = Any
 
 # What kernels call their number of thread blocks.
 _GRID = "grid_blocks"
+_REGISTERS = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,9 @@ class Place:
 class Kernel:
     """One kernel: ``emit(tensors, place)`` emits its statements.
 
-    ``blocks(sizes)`` returns the thread blocks of a launch from the run-time sizes by name;
-    ``threads`` are those of a block. So many blocks as ``resident`` must fit on an SM: the
+    ``blocks(sizes)`` returns the thread blocks of a launch from the run-time sizes by name, which
+    are expressions or numbers; ``threads`` are those of a block, ``shared`` its static shared
+    memory in bytes, at the most. So many blocks as ``resident`` must fit on an SM: the
     assembler, not told, may give up loads in flight, or spill, for more of them. A kernel that
     ``overlaps`` is launched while the one before it still runs, and waits for it (sm_90).
     """
@@ -52,10 +55,11 @@ class Kernel:
     emit: Callable[[Tensors, Place], None]
     resident: int = 1
     overlaps: bool = False
+    shared: int = 0
 
 
 class PlainTemplate(CudaTemplate):
-    """A template of such kernels; a subclass adds ``space``, ``kernels`` and ``counts``."""
+    """A template of such kernels; a subclass adds ``space``, ``kernels``, ``kernel_counts``."""
 
     def lower(self, problem: Any, target: Target, values: Mapping[str, Value]) -> GpuProgram:
         """Return the kernels and the host function that launches them."""
@@ -93,6 +97,24 @@ class PlainTemplate(CudaTemplate):
     ) -> dict[str, Kernel]:
         """Return the kernels by name, in the order of their launches."""
 
+    @abstractmethod
+    def kernel_counts(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Counts:
+        """Count what the kernels do; `counts` adds the use of blocks."""
+
+    def counts(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Counts:
+        """Count what the kernels do, and what a block of the largest one takes."""
+        found = self.kernel_counts(problem, target, values)
+        kernels = self.kernels(problem, target, values).values()
+        uses = [_use(kernel, problem.extents, int(found.registers)) for kernel in kernels]
+        return replace(found, block=max(uses, key=lambda use: use.blocks * use.threads))
+
+
+def _use(kernel: Kernel, sizes: Mapping[str, int], registers: int) -> BlockUse:
+    """Return what blocks take; the assembler keeps to the registers of resident ones."""
+    most = _REGISTERS // (kernel.threads * kernel.resident)
+    blocks = float(kernel.blocks(sizes))
+    return BlockUse(blocks, kernel.threads, min(registers, most), kernel.shared)
+
 
 def _emit(
     kernel: Kernel, follower: Kernel | None, arguments: tuple[Argument, ...], block: Block
@@ -124,7 +146,9 @@ def view(buffer: Buffer, dtype: str) -> Buffer:
 
 
 def ceildiv(value: Expr, divisor: Expr) -> Expr:
-    """Return the quotient of integers >= 0, rounded up."""
+    """Return the quotient of integers >= 0, rounded up: a number of numbers."""
+    if isinstance(value, int) and isinstance(divisor, int):
+        return -(-value // divisor)
     from tvm.script import tirx as T
 
     return T.truncdiv(value + divisor - 1, divisor)

@@ -59,7 +59,9 @@ class MergeStatesTemplate(PlainTemplate):
         merge = _Merge(problem, int(values["threads"]), int(values["at_once"]))
         return {"merge": Kernel(merge.threads, merge.blocks, merge.emit)}
 
-    def counts(self, problem: MergeStates, target: Target, values: Mapping[str, Value]) -> Counts:
+    def kernel_counts(
+        self, problem: MergeStates, target: Target, values: Mapping[str, Value]
+    ) -> Counts:
         """Count a load, a conversion and a product a state and access."""
         threads, at_once = int(values["threads"]), int(values["at_once"])
         chunks = problem.tokens * problem.heads * problem.head_dim // values_of(problem.dtype)

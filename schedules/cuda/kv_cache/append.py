@@ -64,7 +64,9 @@ class KVCacheAppendGpu(PlainTemplate):
         copy = _Copy(problem, int(values["threads"]), int(values["pieces"]))
         return {"append": Kernel(copy.threads, copy.blocks, copy.emit)}
 
-    def counts(self, problem: KVCacheAppend, target: Target, values: Mapping[str, Value]) -> Counts:
+    def kernel_counts(
+        self, problem: KVCacheAppend, target: Target, values: Mapping[str, Value]
+    ) -> Counts:
         """Count a load, a store and the arithmetic of places a piece."""
         copy = _Copy(problem, int(values["threads"]), int(values["pieces"]))
         rows = problem.batch * problem.query_tokens * problem.kv_heads

@@ -9,7 +9,7 @@ from wattune.schedules.cuda.base import WARP
 from wattune.schedules.cuda.quantized_attention.knobs import registers_of, room, under_way
 from wattune.schedules.cuda.quantized_attention.plan import PART, WIDE, QuantizedPlan
 from wattune.schedules.target import Target
-from wattune.schedules.template import Counts
+from wattune.schedules.template import BlockUse, Counts
 
 # Instructions of the 8 scores of a lane: unit, maximum, exponential, sums, rounding.
 _SOFTMAX = 60
@@ -40,6 +40,7 @@ def counts(plan: QuantizedPlan, target: Target) -> Counts:
     scaling = len(plan.steps) * (_SCALING + plan.panels) * plan.token_groups
     weights = _SOFTMAX + _GROUP * plan.cache.groups("v") + _GROUP * plan.cache.groups("k")
     matrix = 2 * (len(plan.steps) + 2 * plan.value_loads) * plan.panels
+    blocks, registers = items * plan.row_tiles * splits, registers_of(plan)
     return Counts(
         bytes={
             "memory": float(op.work(problem).bytes),
@@ -61,7 +62,8 @@ def counts(plan: QuantizedPlan, target: Target) -> Counts:
             "splits": splits,
             "launches": 1 + (splits > 1),
         },
-        parallelism=float(items * plan.row_tiles * splits) / room(plan, target),
-        registers=float(registers_of(plan)),
+        parallelism=float(blocks) / room(plan, target),
+        registers=float(registers),
         code=float(matrix * plan.step // PART),
+        block=BlockUse(float(blocks), plan.threads, registers, plan.shared.bytes),
     )

@@ -38,7 +38,7 @@ class QuantizedAppend(WritesCache):
         self, problem: QuantizedKVCacheAppend, plan: PackPlan, sizes: Mapping[str, Expr]
     ) -> Expr:
         """Return the pieces of a residual."""
-        return T.int64(plan.pieces)
+        return plan.pieces
 
     def emit(self, problem: QuantizedKVCacheAppend, packer: Packer, part: Part) -> None:
         """Emit a piece: rows of the residual that no other thread block touches."""
@@ -81,7 +81,7 @@ class QuantizedAppend(WritesCache):
         words = view(tensors[f"{part.which}_residual"], "uint32")
         return new, Rows(problem.dtype, words, start, width)
 
-    def counts(
+    def kernel_counts(
         self, problem: QuantizedKVCacheAppend, target: Target, values: Mapping[str, Value]
     ) -> Counts:
         """Count the new rows, and a block's packing where the context is whole blocks."""

@@ -93,4 +93,4 @@ class WritesCache(PlainTemplate):
                 with T.Else():
                     self.emit(problem, packer, Part("v", request, head, row, piece))
 
-        return {self.kernel_name: Kernel(plan.threads, blocks, emit)}
+        return {self.kernel_name: Kernel(plan.threads, blocks, emit, shared=plan.shared_bytes)}

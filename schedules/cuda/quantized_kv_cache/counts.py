@@ -28,6 +28,6 @@ def packing_counts(
         operations={"alu": packed * width * _INSTRUCTIONS / WARP},
         tiles={"pieces": pieces},
         parallelism=max(1.0, pieces * plan.threads / WARP),
-        registers=40.0,
+        registers=64.0,
         code=float(plan.fields * 64),
     )

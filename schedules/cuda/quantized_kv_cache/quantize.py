@@ -65,7 +65,7 @@ class QuantizePrompts(WritesCache):
                 residual = Rows(problem.dtype, words, T.bind(start), width)
                 copy_rows(prompt, residual, first, end, width, packer.thread, plan.threads)
 
-    def counts(
+    def kernel_counts(
         self, problem: KVCacheQuantize, target: Target, values: Mapping[str, Value]
     ) -> Counts:
         """Count every row twice, once from memory."""

@@ -22,6 +22,7 @@ from wattune.schedules.cuda.plain import Kernel, overlap_knob
 from wattune.schedules.cuda.selection.base import STATIC_SHARED, RowTemplate
 from wattune.schedules.cuda.selection.compress_kernel import Compress, touched_blocks
 from wattune.schedules.cuda.selection.projection import Projection, projection_knobs
+from wattune.schedules.cuda.values import WORDS
 from wattune.schedules.space import Constraint, Knob, Space, Value
 from wattune.schedules.target import Target
 from wattune.schedules.template import Counts
@@ -82,7 +83,11 @@ class AttnGateCompressGpu(RowTemplate):
     ) -> dict[str, Kernel]:
         """Return the entries' kernel, and the ring's where that is one of its own."""
         compress = self._compress(problem, values)
-        found = {"entries": Kernel(compress.threads, compress.entries, compress.emit)}
+        found = {
+            "entries": Kernel(
+                compress.threads, compress.entries, compress.emit, shared=compress.shared
+            )
+        }
         if touched_blocks(problem) > 1:
             found["ring"] = Kernel(
                 compress.threads,
@@ -92,7 +97,7 @@ class AttnGateCompressGpu(RowTemplate):
             )
         return found
 
-    def counts(
+    def kernel_counts(
         self, problem: AttnGateCompress, target: Target, values: Mapping[str, Value]
     ) -> Counts:
         """Count full blocks a request and head, at the rate at which new tokens fill them."""
@@ -108,7 +113,7 @@ class AttnGateCompressGpu(RowTemplate):
             operations={"alu": pooled / WARP},
             tiles={"full": full},
             parallelism=rows * touched_blocks(problem),
-            registers=float(projection.each * (len(problem.pools) + projection.loads) + 32),
+            registers=float(projection.each * len(problem.pools) + WORDS * projection.loads + 32),
             code=float(projection.each * (projection.loads * 4)),
         )
         weight = float(projection.depth * problem.gate_dim * size * problem.kv_heads)

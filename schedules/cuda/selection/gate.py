@@ -84,17 +84,22 @@ class AttnGateGpu(RowTemplate):
         gate = Gate(problem, stream, projection)
         found = {}
         if projection is not None:
-            found["project"] = Kernel(projection.threads, gate.projections, gate.project)
+            found["project"] = Kernel(
+                projection.threads, gate.projections, gate.project, shared=projection.shared
+            )
         found["stream"] = Kernel(
             stream.threads,
             stream.blocks(problem.kv_heads),
             gate.stream_slots,
             resident=stream.resident,
             overlaps=projection is not None and bool(values["overlap"]),
+            shared=gate.stream_shared,
         )
         return found
 
-    def counts(self, problem: AttnGate, target: Target, values: Mapping[str, Value]) -> Counts:
+    def kernel_counts(
+        self, problem: AttnGate, target: Target, values: Mapping[str, Value]
+    ) -> Counts:
         """Count the stream, and the projection, whose weight is read once for some requests."""
         stream = Stream.of(problem, problem.gate_dim, 1, values)
         blocks = block_count(problem.context, problem.block_size)

@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 from wattune.ops.attn_gate import AttnGate
 from wattune.ops.dtypes import itemsize
 from wattune.schedules.cuda import ptx
+from wattune.schedules.cuda.base import WARP
 from wattune.schedules.cuda.plain import Buffer, Expr, Place, ceildiv, for_each, view
 from wattune.schedules.cuda.selection.gate_parts import finish_row, mean
 from wattune.schedules.cuda.selection.projection import Projection
@@ -32,6 +33,11 @@ class Gate:
         assert projection is not None
         each = self.problem.kv_heads * projection.parts
         return ceildiv(sizes["batch"], projection.requests) * each
+
+    @property
+    def stream_shared(self) -> int:
+        """Return the bytes of shared memory of the stream: a query, and sums of its warps."""
+        return WORD * (self.problem.gate_dim + self.stream.threads // WARP)
 
     def project(self, tensors: Tensors, place: Place) -> None:
         """Project the queries of some requests with some columns of a head's weight."""

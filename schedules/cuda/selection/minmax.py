@@ -75,9 +75,11 @@ class BlockMinmaxGpu(RowTemplate):
     ) -> dict[str, Kernel]:
         """Return the only kernel."""
         bounds = _Bounds.of(problem, values)
-        return {"minmax": Kernel(bounds.threads, bounds.blocks, bounds.emit)}
+        return {"minmax": Kernel(bounds.threads, bounds.blocks, bounds.emit, shared=bounds.shared)}
 
-    def counts(self, problem: BlockMinmax, target: Target, values: Mapping[str, Value]) -> Counts:
+    def kernel_counts(
+        self, problem: BlockMinmax, target: Target, values: Mapping[str, Value]
+    ) -> Counts:
         """Count a load, its place and two comparisons a word of keys."""
         bounds = _Bounds.of(problem, values)
         work = problem.changed(problem.context)
@@ -92,7 +94,7 @@ class BlockMinmaxGpu(RowTemplate):
             operations={"alu": accesses * (4 + 2 * WORDS) + exchanged / (WORD * WARP)},
             tiles={"teams": float(bounds.teams), "tokens": float(bounds.tokens)},
             parallelism=float(-(-rows * len(work) // bounds.teams)),
-            registers=float(WORDS * (bounds.loads + 2) + 16),
+            registers=float(WORDS * (bounds.loads + 2) + 56),
             code=float(bounds.loads * (4 + 2 * WORDS)),
         )
 

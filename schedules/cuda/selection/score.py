@@ -51,9 +51,12 @@ class BlockScoreGpu(RowTemplate):
         score = _Score(problem, Stream.of(problem, problem.head_dim, len(_SOURCES), values))
         stream = score.stream
         blocks = stream.blocks(problem.kv_heads)
-        return {"score": Kernel(stream.threads, blocks, score.emit, stream.resident)}
+        mean = WORD * problem.head_dim
+        return {"score": Kernel(stream.threads, blocks, score.emit, stream.resident, shared=mean)}
 
-    def counts(self, problem: BlockScore, target: Target, values: Mapping[str, Value]) -> Counts:
+    def kernel_counts(
+        self, problem: BlockScore, target: Target, values: Mapping[str, Value]
+    ) -> Counts:
         """Count the stream, and the mean query of every thread block."""
         stream = Stream.of(problem, problem.head_dim, len(_SOURCES), values)
         slots = block_count(problem.context, problem.block_size)

@@ -67,9 +67,13 @@ class SelectBlocksGpu(PlainTemplate):
     ) -> dict[str, Kernel]:
         """Return the only kernel."""
         select = Select.of(problem, values)
-        return {"select": Kernel(select.radix.threads, select.blocks, select.emit)}
+        return {
+            "select": Kernel(select.radix.threads, select.blocks, select.emit, shared=select.shared)
+        }
 
-    def counts(self, problem: SelectBlocks, target: Target, values: Mapping[str, Value]) -> Counts:
+    def kernel_counts(
+        self, problem: SelectBlocks, target: Target, values: Mapping[str, Value]
+    ) -> Counts:
         """Count passes over the scores: one to read, one a digit, two to list."""
         radix = Radix(int(values["threads"]), int(values["digit_bits"]), int(values["histograms"]))
         rows = float(problem.batch * max(1, problem.query_tokens) * problem.kv_heads)
@@ -87,6 +91,6 @@ class SelectBlocksGpu(PlainTemplate):
             operations={"alu": rows * (10.0 * blocks * passes + bins) / WARP},
             tiles={"threads": float(radix.threads), "scores": blocks / radix.threads},
             parallelism=rows,
-            registers=32.0,
+            registers=56.0,
             code=300.0,
         )

@@ -74,13 +74,19 @@ class SelectUnionGpu(PlainTemplate):
         """Return the heads' kernel, and that of the unions."""
         rank, unite = self._parts(problem, values)
         return {
-            "rank": Kernel(unite.threads, rank.blocks, rank.emit),
+            "rank": Kernel(unite.threads, rank.blocks, rank.emit, shared=rank.shared),
             "unite": Kernel(
-                unite.threads, unite.blocks, unite.emit, overlaps=bool(values["overlap"])
+                unite.threads,
+                unite.blocks,
+                unite.emit,
+                overlaps=bool(values["overlap"]),
+                shared=unite.shared,
             ),
         }
 
-    def counts(self, problem: SelectUnion, target: Target, values: Mapping[str, Value]) -> Counts:
+    def kernel_counts(
+        self, problem: SelectUnion, target: Target, values: Mapping[str, Value]
+    ) -> Counts:
         """Count the passes over logits, and what sorting moves."""
         rank, unite = self._parts(problem, values)
         rows = float(problem.batch * problem.query_heads)
@@ -100,6 +106,6 @@ class SelectUnionGpu(PlainTemplate):
             operations={"alu": (10 * logits * passes + 2 * sorting + 20 * ranked) / WARP},
             tiles={"threads": float(unite.threads), "middle": float(problem.middle)},
             parallelism=rows,
-            registers=40.0,
+            registers=48.0,
             code=400.0,
         )
