@@ -18,7 +18,10 @@ from wattune.compiler.build import decided_sizes
 from wattune.compiler.measure.ffi import Call
 from wattune.compiler.measure.verify import difference
 from wattune.ops import (
+    AttnGate,
+    AttnGateCompress,
     BlockMinmax,
+    BlockScore,
     BlockSparseDecodeAttention,
     DecodeAttention,
     KVCacheAppend,
@@ -31,12 +34,13 @@ from wattune.ops import (
     operator,
 )
 from wattune.ops.dtypes import numpy_dtype
+from wattune.ops.gate_parts import SLOTS
 
 FAR = 1 << 31
 # MAP_NORESERVE of Linux, which Python's mmap names from 3.13 on.
 NO_RESERVE = 0x4000
 # Sizes of caches that may be larger than what is kept in them.
-ROOM = ("capacity", "packed_blocks")
+ROOM = ("capacity", "packed_blocks", SLOTS)
 
 PROBLEMS: tuple[tuple[Problem, dict[str, Any]], ...] = (
     (DecodeAttention(2, 100, 8, 2, 64), {}),
@@ -49,6 +53,10 @@ PROBLEMS: tuple[tuple[Problem, dict[str, Any]], ...] = (
     (QuantizedDecodeAttention(2, 300, 8, 2, 64), {}),
     (QuantizedKVCacheAppend(2, 300, 2, 64), {}),
     (KVCacheQuantize(2, 300, 2, 64), {}),
+    (AttnGateCompress(2, 100, 1, 64, block_size=16), {}),
+    # Slots without keys are outputs too: rows are wide so that these are few.
+    (BlockScore(2, 100, 2, 1, 1024), {"steps": 16}),
+    (AttnGate(2, 100, 2, 1, 64, gate_dim=1024, block_size=16), {"steps": 16}),
 )
 
 
