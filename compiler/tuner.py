@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
+from typing import cast
 
 from wattune.compiler.database import Database
 from wattune.compiler.measure.limits import Limits
@@ -16,6 +17,7 @@ from wattune.compiler.search.events import PhaseStarted, Progress, silent
 from wattune.compiler.search.groups import weights_of
 from wattune.compiler.search.phases import run_phases
 from wattune.compiler.search.rates import rates_of
+from wattune.compiler.search.screen import Builds, Screen
 from wattune.compiler.search.session import Session, Settings
 from wattune.compiler.search.stopping import Budget
 from wattune.compiler.search.strategy import strategy_class
@@ -25,6 +27,7 @@ from wattune.compiler.tune_report import TuneInterrupted, TuneReport
 from wattune.cost_models.base import cost_model
 from wattune.cost_models.prior import Rates
 from wattune.cost_models.prior_model import PriorModel
+from wattune.cost_models.xgboost_model import XGBoostModel
 from wattune.errors import UnknownNameError, WattuneError
 from wattune.ops import Problem
 from wattune.schedules.host import fingerprint
@@ -72,7 +75,8 @@ def tune(
         rates = _rates(records, target, settings.fingerprint, report, own)
         model = cost_model("xgboost", mode=mode, rates=rates) if uses_model else None
         prior = PriorModel(mode, rates)
-        session = Session(tasks, settings, records, used, budget, report, prior, model)
+        screen = _screen(used, wanted, mode, rates) if uses_model else None
+        session = Session(tasks, settings, records, used, budget, report, prior, model, screen)
         session.resume()
         try:
             stopped = run_phases(session)
@@ -115,6 +119,16 @@ def _rates(
         database.set_limits(machine, limits.to_json())
         rates = rates_of(target, limits)
     return {} if rates is None else {target.key: rates}
+
+
+def _screen(
+    runner: Runner, objective: Objective, mode: str, rates: Mapping[str, Rates]
+) -> Screen | None:
+    """Return what chooses among built candidates, where building is cheap beside measuring."""
+    if getattr(runner, "surplus", 1) == 1:
+        return None
+    model = XGBoostModel(mode, rates, built=True)
+    return Screen(cast(Builds, runner), model, objective)
 
 
 def _opened(database: Database | str | Path) -> AbstractContextManager[Database]:

@@ -72,6 +72,7 @@ class Examples:
                 continue
             self.seen.add(key)
             if features.usable(record.candidate):
+                features.know(record.candidate, record.facts)
                 self._append(record, features)
         return len(self.rows) - before
 

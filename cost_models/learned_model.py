@@ -60,10 +60,12 @@ class LearnedModel(CostModel):
         rates: Mapping[str, Rates] | None = None,
         seed: int = 0,
         efficacy: str = "none",
+        built: bool = False,
     ) -> None:
         """Predict for this mode; ``rates`` by `Target.key` replace the guessed ones.
 
-        ``efficacy``: the score of `efficacy.ARMS` that weights training records. Raises
+        ``efficacy``: the score of `efficacy.ARMS` that weights training records. ``built``: facts
+        of builds are features; `know` them of all candidates before they are predicted. Raises
         `MissingDependencyError` where a library is not installed.
         """
         require_xgboost()
@@ -72,7 +74,7 @@ class LearnedModel(CostModel):
         self.efficacy = efficacy
         self.mode = mode
         self.seed = seed
-        self._features = FeatureMatrix(rates)
+        self._features = FeatureMatrix(rates, built)
         self._examples = Examples()
         self._trained_on = 0
         self._latency: Regressor | None = None
@@ -90,6 +92,16 @@ class LearnedModel(CostModel):
     @abstractmethod
     def _regressor(self, state: Mapping[str, Any]) -> Regressor:
         """Build the ensemble that a `Regressor.to_state` described."""
+
+    @property
+    def trained(self) -> bool:
+        """Say whether latencies are predicted from records, not from the prior alone."""
+        return self._latency is not None
+
+    def know(self, facts: Mapping[Candidate, Mapping[str, float]]) -> None:
+        """Take facts of builds."""
+        for candidate, found in facts.items():
+            self._features.know(candidate, found)
 
     def update(self, records: Sequence[Record]) -> None:
         """Learn from records; those whose template is gone or changed its space are left out."""
@@ -209,6 +221,7 @@ class LearnedModel(CostModel):
             "mode": self.mode,
             "seed": self.seed,
             "efficacy": self.efficacy,
+            "built": self._features.built,
             "rates": {key: rates.to_json() for key, rates in self._features.rates.items()},
             "columns": self._features.columns.names,
             "examples": self._examples.to_state(),
@@ -227,7 +240,7 @@ class LearnedModel(CostModel):
         self.mode, self.seed = str(state["mode"]), int(state["seed"])
         self.efficacy = str(state["efficacy"])
         rates = {key: Rates.from_json(value) for key, value in state["rates"].items()}
-        self._features = FeatureMatrix(rates)
+        self._features = FeatureMatrix(rates, bool(state.get("built")))
         self._features.columns = Columns(state["columns"])
         self._examples = Examples.from_state(state["examples"])
         self._trained_on = int(state["trained_on"])

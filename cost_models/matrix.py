@@ -62,10 +62,15 @@ class Columns:
 class FeatureMatrix:
     """Turns candidates into rows of `features`, and remembers them."""
 
-    def __init__(self, rates: Mapping[str, Rates] | None = None) -> None:
-        """Take the measured rates of targets, by `Target.key`."""
+    def __init__(self, rates: Mapping[str, Rates] | None = None, built: bool = False) -> None:
+        """Take the measured rates of targets, by `Target.key`.
+
+        ``built``: rows have the facts of builds, which are those of `know`.
+        """
         self.columns = Columns()
         self.rates = dict(rates or {})
+        self.built = built
+        self._facts: dict[Candidate, Mapping[str, float]] = {}
         self._rows: dict[tuple[Candidate, str], Rows] = {}
         self._tasks: dict[tuple[str, Problem, Target], tuple[Space, Rates | None]] = {}
 
@@ -82,13 +87,21 @@ class FeatureMatrix:
         except WattuneError:
             return False
 
+    def know(self, candidate: Candidate, facts: Mapping[str, float]) -> None:
+        """Remember the facts of a candidate's build."""
+        if self.built and self._facts.get(candidate) != facts:
+            self._facts[candidate] = facts
+            for mode in ("cold", "hot"):
+                self._rows.pop((candidate, mode), None)
+
     def row(self, candidate: Candidate, mode: str) -> Rows:
         """Return the features of one candidate."""
         key = (candidate, mode)
         row = self._rows.get(key)
         if row is None:
             space, rates = self._task(candidate)
-            row = self.columns.row(features(candidate, mode, rates, space))
+            facts = self._facts.get(candidate)
+            row = self.columns.row(features(candidate, mode, rates, space, facts))
             if len(self._rows) >= _CACHED_ROWS:
                 self._rows.clear()
             self._rows[key] = row

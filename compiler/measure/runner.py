@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ from wattune.compiler.measure.builder import BuildPool, BuildResult
 from wattune.compiler.measure.confirm import interleaved
 from wattune.compiler.measure.limits import Limits, limits_key, measure_limits
 from wattune.compiler.measure.meters import open_meter
+from wattune.compiler.measure.shelf import Shelf
 from wattune.compiler.measure.station import check, supervisor_of
 from wattune.errors import MissingDependencyError, TargetError
 from wattune.schedules.candidate import Candidate, Record
@@ -27,13 +28,19 @@ from wattune.schedules.template import register_module
 
 # Built ahead of the measuring process, per build worker.
 BUILT_AHEAD = 4
+# Built candidates that are kept, by kind of target: a GPU's are measured again for their energy,
+# and more of them are built than measured. A library takes about 0.1 MB.
+KEPT = {"cpu": 0, "cuda": 512}
+# Candidates that a search may build for each that it measures: building takes no GPU.
+SURPLUS = {"cpu": 1, "cuda": 2}
 
 
 class Runner(Protocol):
     """Measures candidates; records may come in any order, one for each candidate.
 
     A runner on which energy takes extra time has a method ``energy`` like `run`, whose records have
-    joules; on others they come with the latency or not at all. ``interleaved`` is optional too.
+    joules; on others they come with the latency or not at all. ``interleaved`` is optional too, and
+    so is ``facts``, with ``surplus``: how many candidates to build for each measured one.
     """
 
     def run(self, candidates: Sequence[Candidate]) -> Iterator[Record]:
@@ -69,6 +76,8 @@ class LocalRunner(Runner):
         for module in template_modules:
             register_module(target.kind, module)
         self._target = target
+        self.surplus = SURPLUS[target.kind]
+        self._shelf = Shelf(KEPT[target.kind])
         self._folder = Path(tempfile.mkdtemp(prefix="wattune-"))
         cpus = usable_cpus()
         measuring, free = divide(cpus, target.host_threads)
@@ -126,8 +135,17 @@ class LocalRunner(Runner):
     def _run(self, candidates: Sequence[Candidate], energy: bool) -> Iterator[Record]:
         for result in self._built(candidates):
             record = self._supervisor.measure(result, energy=energy)
-            self._delete(result)
+            self._shelf.put(result)
             yield record
+
+    def facts(self, candidates: Sequence[Candidate]) -> Mapping[Candidate, Mapping[str, float]]:
+        """Build candidates and return the facts of those that build; `run` finds them built."""
+        found = {}
+        for result in self._built(candidates):
+            self._shelf.put(result)
+            if result.failure is None:
+                found[result.candidate] = result.facts
+        return found
 
     def interleaved(
         self, candidates: Sequence[Candidate], rounds: int = 5, energy: bool = False
@@ -145,12 +163,14 @@ class LocalRunner(Runner):
             rounds,
         )
         for result in built:
-            self._delete(result)
+            self._shelf.put(result)
         return [found[candidate] for candidate in candidates]
 
     def _built(self, candidates: Sequence[Candidate], ahead: bool = True) -> Iterator[BuildResult]:
         """Yield build results; building goes on meanwhile only on cores that do not measure."""
-        pool, queue = self._pool, deque(self._checked(candidates))
+        known = {c: found for c in self._checked(candidates) if (found := self._shelf.get(c))}
+        yield from (known[candidate] for candidate in candidates if candidate in known)
+        pool, queue = self._pool, deque(c for c in candidates if c not in known)
         most = BUILT_AHEAD * len(pool.processes) if ahead else len(queue)
         together = self._overlap and ahead
         try:
@@ -170,8 +190,3 @@ class LocalRunner(Runner):
             if candidate.target != self._target:
                 raise TargetError("a candidate is for another target than this runner measures on")
         return candidates
-
-    @staticmethod
-    def _delete(result: BuildResult) -> None:
-        if result.path is not None:
-            result.path.unlink(missing_ok=True)

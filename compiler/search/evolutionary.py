@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wattune.compiler.objective import LATENCY
+from wattune.compiler.objective import LATENCY, Objective
 from wattune.compiler.search.moves import distance
 from wattune.compiler.search.plain_evolutionary import (
     EXPLORE,
@@ -149,10 +149,7 @@ class Evolutionary(PlainEvolutionary):
     def _scores(self, found: Prediction) -> tuple[Floats, Floats]:
         """Return logarithms of the objective as expected, and at the optimistic end."""
         best = min(record.latency for record in self.records.values())
-        # Until energy has been learnt, latency is the best guide to it.
-        objective = LATENCY if found.energy is None else self.objective
-        validity = np.log(np.maximum(found.valid, LEAST_VALID))
-        expected = np.log(objective.scores(found.latency, found.energy, best)) - validity
+        expected = log_scores(found, self.objective, best)
         spread = found.latency_std if found.energy_std is None else found.energy_std
         return expected, expected - spread
 
@@ -166,6 +163,17 @@ class Evolutionary(PlainEvolutionary):
             candidate.schedule.template: speed_share(float(value), float(seconds.min()))
             for candidate, value in zip(defaults, seconds, strict=True)
         }
+
+
+def log_scores(found: Prediction, objective: Objective, best: float) -> Floats:
+    """Return logarithms of the predicted objective over the chance to be valid, the least best.
+
+    ``best`` is the least latency known, in seconds.
+    """
+    # Until energy has been learnt, latency is the best guide to it.
+    wanted = LATENCY if found.energy is None else objective
+    validity = np.log(np.maximum(found.valid, LEAST_VALID))
+    return np.log(wanted.scores(found.latency, found.energy, best)) - validity
 
 
 def _alternating(one: Sequence[Candidate], other: Sequence[Candidate]) -> list[Candidate]:

@@ -24,6 +24,7 @@ from wattune.compiler.search.events import (
     RecordArrived,
     RoundStarted,
 )
+from wattune.compiler.search.screen import Screen
 from wattune.compiler.search.standings import eligible
 from wattune.compiler.search.stopping import Budget, Phase
 from wattune.compiler.search.strategy import Strategy, strategy
@@ -61,6 +62,7 @@ class Session:
     progress: Progress
     prior: PriorModel
     model: CostModel | None = None
+    screen: Screen | None = None
     history: dict[Problem, list[Record]] = field(default_factory=dict)
     resumed: dict[Problem, int] = field(default_factory=dict)
     measured: int = 0
@@ -94,13 +96,14 @@ class Session:
             pass
         for operator in {task.problem.operator for task in self.tasks}:
             # Also of other problems and of older template sources: the model learns from all.
-            self.model.update(
-                self.database.records(
-                    fingerprint=self.settings.fingerprint,
-                    mode=self.settings.mode,
-                    operator=operator,
-                )
+            known = self.database.records(
+                fingerprint=self.settings.fingerprint,
+                mode=self.settings.mode,
+                operator=operator,
             )
+            self.model.update(known)
+            if self.screen is not None:
+                self.screen.told(known)
 
     def trials(self, problem: Problem) -> int:
         """Count the distinct candidates of a problem that have a record."""
@@ -125,7 +128,13 @@ class Session:
 
     def round(self, phase: Phase, task: Task, count: int) -> list[Record]:
         """Ask a task's strategy for a batch within the budget and measure it."""
-        batch = self.strategy(task).ask(min(count, self.budget.left(phase.trials)))
+        count = min(count, self.budget.left(phase.trials))
+        asked = self.strategy(task)
+        if self.screen is None:
+            return self.measure(phase, task, asked.ask(count))
+        started = time.monotonic()
+        batch = self.screen.ask(asked, count)
+        self.measuring_seconds += time.monotonic() - started
         return self.measure(phase, task, batch)
 
     def measure(self, phase: Phase, task: Task, batch: Sequence[Candidate]) -> list[Record]:
@@ -266,6 +275,8 @@ class Session:
         if self.model is not None and records:
             self.model.update(records)
             self.database.set_state(self._state_name("model"), self.model.to_state())
+        if self.screen is not None and records:
+            self.screen.told(records)
 
     def _state_name(self, kind: str, task: Task | None = None) -> str:
         wanted = self.settings

@@ -209,6 +209,20 @@ def test_every_fault_is_a_record_and_the_run_goes_on(
     assert good.measurement.energy_source == "none"
 
 
+def test_what_is_measured_again_is_not_built_again(
+    emulated_gpu: Target, faulty_module: str
+) -> None:
+    """For its facts, its latency, its energy and among the finalists: one build."""
+    candidate = faulty(emulated_gpu, "none")
+    with LocalRunner(emulated_gpu, template_modules=(faulty_module,)) as runner:
+        assert runner.surplus > 1
+        assert runner.facts([candidate])[candidate]["scale.threads"] > 0
+        records = [*runner.run([candidate]), *runner.energy([candidate])]
+        records += runner.interleaved([candidate], 1)
+        assert all(record.valid for record in records)
+        assert runner._pool._count == 1
+
+
 class WithFaults(LocalRunner):
     """Knows `faulty_gpu` in its build workers."""
 

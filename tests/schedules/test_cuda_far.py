@@ -1,7 +1,8 @@
-"""Caches of more than 2^31 elements on the emulator: extents, not memory.
+"""Caches of more than 2^31 words on the emulator: extents, not memory.
 
-A cache's last request begins beyond 2^31 elements; of the memory around it nothing is ever touched,
-so that there is none. What a kernel finds there, or leaves, is what it would in a small cache.
+A cache's last request begins beyond 2^31 words of 4 bytes, in which many kernels count; of the
+memory around it nothing is ever touched, so that there is none. What a kernel finds there, or
+leaves, is what it would in a small cache.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from wattune.ops import (
     TokenSparseDecodeAttention,
     operator,
 )
-from wattune.ops.dtypes import numpy_dtype
+from wattune.ops.dtypes import itemsize, numpy_dtype
 from wattune.ops.gate_parts import SLOTS
 
-FAR = 1 << 31
+FAR = 4 << 31
 # MAP_NORESERVE of Linux, which Python's mmap names from 3.13 on.
 NO_RESERVE = 0x4000
 # Sizes of caches that may be larger than what is kept in them.
@@ -70,20 +71,20 @@ def sparse(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
 
 
 def room_of(problem: Any, sizes: dict[str, int]) -> dict[str, int]:
-    """Return sizes with which all but the last request of the largest cache take `FAR` elements."""
+    """Return sizes with which all but the last request of the largest cache take `FAR` bytes."""
     known = {**problem.extents, **sizes}
     found: dict[str, int] = {}
     for argument in operator(problem.operator).arguments(problem):
         for name in (name for name in ROOM if name in argument.shape):
             each = int(np.prod(argument.concrete(known), dtype=np.int64)) // known[name]
-            before = each // problem.batch * (problem.batch - 1)
+            before = itemsize(argument.dtype) * each // problem.batch * (problem.batch - 1)
             found[name] = min(found.get(name, FAR), FAR // before + 1)
     assert found
     return {**known, **found}
 
 
 @pytest.mark.parametrize(("problem", "knobs"), PROBLEMS, ids=str)
-def test_elements_beyond_2_31(
+def test_words_beyond_2_31(
     problem: Any, knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     op = operator(problem.operator)
