@@ -216,7 +216,7 @@ def test_what_is_measured_again_is_not_built_again(
     candidate = faulty(emulated_gpu, "none")
     with LocalRunner(emulated_gpu, template_modules=(faulty_module,)) as runner:
         assert runner.surplus > 1
-        assert runner.facts([candidate])[candidate]["scale.threads"] > 0
+        assert runner.facts([candidate])[candidate]["attend.threads"] > 0
         records = [*runner.run([candidate]), *runner.energy([candidate])]
         records += runner.interleaved([candidate], 1)
         assert all(record.valid for record in records)
