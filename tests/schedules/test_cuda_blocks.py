@@ -18,7 +18,7 @@ from wattune.ops import Problem, RectifyAttention, TokenSparseDecodeAttention
 from wattune.schedules.candidate import Candidate
 from wattune.schedules.cuda import program as gpu
 from wattune.schedules.cuda.program import GpuProgram
-from wattune.schedules.program import Tensors
+from wattune.schedules.program import Tensors, tensor_program
 from wattune.schedules.template import BlockUse, default_candidate, template_of, templates_for
 
 # One problem an operator: of many SMs' work, so that no block is without a part.
@@ -53,7 +53,7 @@ def launched(candidate: Candidate, monkeypatch: pytest.MonkeyPatch) -> Launched:
 
     grids: dict[int, list[Any]] = {}
     sizes: dict[str, Any] = {}
-    emit, tensor_program = gpu._emit, gpu.tensor_program
+    emit = gpu._emit
 
     def record(index: int, grid: Any, *rest: Any) -> None:
         grids[index] = [*grid]
