@@ -66,6 +66,13 @@ def test_exp2(target: str, lanes: int) -> None:
 
 
 @pytest.mark.parametrize(("target", "lanes"), WHERE)
+def test_exp2_between(target: str, lanes: int) -> None:
+    x = whole(np.linspace(-126, 126, 200001), np.geomspace(1e-30, 126, 99999), np.arange(-126, 127))
+    got = evaluate("exp2_between", x, Target.parse(target, 1), lanes)
+    assert np.abs(got / np.exp2(x.astype(np.float64)) - 1).max() < 2.0**-22
+
+
+@pytest.mark.parametrize(("target", "lanes"), WHERE)
 def test_log2(target: str, lanes: int) -> None:
     x = whole(np.geomspace(TINY, 3.4e38, 200001), np.linspace(0.5, 2, 100001))
     got = evaluate("log2", x, Target.parse(target, 1), lanes)

@@ -27,6 +27,8 @@ PROBLEMS: tuple[tuple[MoeTopk, dict[str, Any]], ...] = (
     (MoeTopk(17, 250, 6, renormalize=False, dtype="bfloat16", **SOFTMAX, **BIAS), {}),
     (MoeTopk(17, 60, 4, num_expert_group=4, topk_group=2, **BIAS), {"lanes": 8}),
     (MoeTopk(17, 96, 4, num_expert_group=3, topk_group=2, renormalize=False, **SOFTMAX), {}),
+    (MoeTopk(17, 128, 4, num_expert_group=2, topk_group=1, **BIAS), {"lanes": 4}),
+    (MoeTopk(17, 64, 4, num_expert_group=16, topk_group=5, **BIAS), {"lanes": 4}),
     (MoeTopk(17, 8, 2, **SOFTMAX), {}),
     (MoeTopk(17, 5, 5), {}),
     (MoeTopk(17, 1, 1), {}),
@@ -37,6 +39,13 @@ PROBLEMS: tuple[tuple[MoeTopk, dict[str, Any]], ...] = (
 @pytest.mark.parametrize(("problem", "knobs"), PROBLEMS, ids=str)
 def test_matches_the_reference(problem: MoeTopk, knobs: dict[str, Any]) -> None:
     check(problem, **knobs)
+
+
+@pytest.mark.isa("avx512f", "avx512vl")
+@pytest.mark.parametrize("compress", [False, True])
+def test_both_ways_to_list(compress: bool) -> None:
+    for problem in (PROBLEMS[0][0], MoeTopk(17, 250, 6), MoeTopk(17, 90, 20, **BIAS)):
+        check(problem, compress=compress)
 
 
 @pytest.mark.isa("f16c")

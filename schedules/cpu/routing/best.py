@@ -76,9 +76,39 @@ class Best:
 
     def _list(self) -> None:
         """List the choices that reach the bound and their ids."""
-        lanes, size, word = self.lanes, vector.array(1, "int32"), vector.array(1, "int64")
+        bound = T.bind(self.lanes.splat(self._bound()))
+        size = vector.array(1, "int32")
         vector.store(size, [0], T.int32(0))
-        bound = T.bind(lanes.splat(self._bound()))
+        if self.plan.compress:
+            self._compress(bound, size)
+        else:
+            self._one_by_one(bound, size)
+        self.rows.put("size", 0, size[0])
+
+    def _compress(self, bound: Expr, size: Any) -> None:
+        """Put what reaches the bound to the front of each vector; no branch to be guessed."""
+        lanes, experts = self.lanes, self.plan.routing.num_experts
+        for at in range(self.plan.vectors):
+            first, choices = at * lanes.count, T.bind(self._choice(at))
+
+            def reached(first: int = first, choices: Expr = choices) -> Expr:
+                found = choices >= bound
+                # Lanes beyond the last expert hold -inf, which a bound may be.
+                inside = lanes.below(T.int32(experts - first))
+                return found if first + lanes.count <= experts else T.bitwise_and(found, inside)
+
+            here = T.bind(size[0])
+            ids = T.ramp(T.int32(first), 1, lanes.count)
+            self.rows.put("values", here, T.bind(lanes.compressed(choices, reached())))
+            self.rows.put("ids", here, T.bind(lanes.compressed(ids, reached())))
+            word = bits.reaching(choices, bound)
+            if first + lanes.count > experts:
+                word = T.bitwise_and(word, T.int64((1 << experts - first) - 1))
+            vector.store(size, [0], here + T.cast(T.popcount(word), "int32"))
+
+    def _one_by_one(self, bound: Expr, size: Any) -> None:
+        """Take the lowest bit of what reaches the bound until none is left."""
+        lanes, word = self.lanes, vector.array(1, "int64")
         for first in range(0, self.plan.vectors * lanes.count, bits.WORD):
             found = T.int64(0)
             for at in range(
@@ -97,7 +127,6 @@ class Best:
                 self.rows.put("ids", size[0], expert)
                 vector.store(size, [0], size[0] + 1)
                 vector.store(word, [0], T.bitwise_and(word[0], word[0] - T.int64(1)))
-        self.rows.put("size", 0, size[0])
 
     def _rank(self) -> None:
         """Put every entry of a short list in its place; search a longer one."""

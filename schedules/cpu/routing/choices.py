@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 
 from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.lanes import INFINITY, Lanes
+from wattune.schedules.cpu.routing.groups import Groups, Pair
 from wattune.schedules.cpu.routing.plan import Plan, Rows
 from wattune.schedules.cpu.routing.ranks import ranks
 
@@ -17,6 +18,10 @@ Expr = Any
 Buffer = Any
 
 LEAST = -3.4028234663852886e38
+# Powers of two beyond add nothing to 1, or make a score of nothing.
+_MOST_POWER = 126.0
+# Vectors of a row in one turn of a loop.
+_TOGETHER = 4
 
 
 @dataclass(frozen=True)
@@ -42,23 +47,41 @@ class Choices:
         """Say whether a score needs the sum over all experts."""
         return self.softmax and (self.bias is not None or not self.plan.routing.renormalize)
 
-    def emit(self, load: Callable[[int], Expr]) -> None:
+    def emit(self, load: Callable[[Expr], Expr]) -> None:
         """Write the choices, and the sum of the softmax's weights where a score needs it."""
-        for at in range(self.plan.vectors):
-            self.rows.put("choices", at * self.lanes.count, self._real(at, load(at)))
+
+        def clean(at: Expr) -> Expr:
+            return T.bind(self._real(at, load(at)))
+
+        if self.bias is not None and not self.softmax:
+            self._each(lambda at: self._add_bias(at, T.bind(load(at))))
+        else:
+            self._each(lambda at: self.rows.put("choices", at * self.lanes.count, clean(at)))
         if self.needs_total:
             self.rows.put("total", 0, self._weigh())
-        if self.bias is not None:
-            for at in range(self.plan.vectors):
-                self._add_bias(at)
+            if self.bias is not None:
+                self._each(lambda at: self._add_bias(at, T.bind(self.choice(at))))
         if self.plan.routing.grouped:
             self._keep_groups()
 
-    def choice(self, at: int) -> Expr:
+    def _each(self, emit: Callable[[Expr], None]) -> None:
+        """Emit code for every vector of a row, for a few of them in each turn of a loop.
+
+        Beyond that LLVM mixes what belongs to many vectors, for which there are no registers.
+        """
+        turns = self.plan.routing.num_experts // self.lanes.count // _TOGETHER
+        if turns > 1:
+            with T.serial(turns) as turn:
+                for part in range(_TOGETHER):
+                    emit(T.bind(turn * _TOGETHER + part))
+        for at in range(turns * _TOGETHER if turns > 1 else 0, self.plan.vectors):
+            emit(at)
+
+    def choice(self, at: Expr) -> Expr:
         """Load a vector of choices."""
         return self.rows.numbers("choices", at * self.lanes.count, self.lanes.f32)
 
-    def _real(self, at: int, logits: Expr) -> Expr:
+    def _real(self, at: Expr, logits: Expr) -> Expr:
         """Return logits, -inf for what is no number and beyond the last expert."""
         lanes = self.lanes
         logits = T.bind(logits)
@@ -68,8 +91,10 @@ class Choices:
         found = T.Select(right, T.max(logits, lanes.each(LEAST)), lanes.each(-INFINITY))
         return self._within(at, T.bind(found))
 
-    def _within(self, at: int, values: Expr) -> Expr:
-        """Replace lanes beyond the last expert by -inf."""
+    def _within(self, at: Expr, values: Expr) -> Expr:
+        """Replace lanes beyond the last expert by -inf; only a last vector's number is known."""
+        if not isinstance(at, int):
+            return values
         rest = self.plan.routing.num_experts - at * self.lanes.count
         if rest >= self.lanes.count:
             return values
@@ -95,10 +120,9 @@ class Choices:
     def _top(self) -> Expr:
         return self.rows.numbers("top", 0, "float32")
 
-    def _add_bias(self, at: int) -> None:
+    def _add_bias(self, at: Expr, logits: Expr) -> None:
         """Write a vector of scores, and their sums with the bias as choices."""
         lanes, start = self.lanes, at * self.lanes.count
-        logits = T.bind(self.choice(at))
         if not self.softmax:
             score = sigmoid(logits, lanes.count)
         else:
@@ -107,15 +131,17 @@ class Choices:
             score = T.bind(weight / lanes.splat(total))
         self.rows.put("scores", start, score)
         biased = T.bind(score + self._bias(start))
-        # NaN of a bias, and what was no number before.
-        right = T.bitwise_and(biased <= lanes.each(INFINITY), logits > lanes.each(-INFINITY))
-        self.rows.put("choices", start, T.Select(right, biased, lanes.each(-INFINITY)))
+        # NaN of a bias or of a logit. Of a softmax's logits those that are none are -inf by now.
+        number = logits > lanes.each(-INFINITY) if self.softmax else logits <= lanes.each(INFINITY)
+        right = T.bitwise_and(biased <= lanes.each(INFINITY), number)
+        found = T.Select(right, biased, lanes.each(-INFINITY))
+        self.rows.put("choices", start, self._within(at, T.bind(found)))
 
-    def _bias(self, start: int) -> Expr:
+    def _bias(self, start: Expr) -> Expr:
         """Load a vector of the bias; what lies beyond its end does not matter."""
         assert self.bias is not None
         lanes, experts = self.lanes, self.plan.routing.num_experts
-        if start + lanes.count <= experts:
+        if not isinstance(start, int) or start + lanes.count <= experts:
             return self.bias.vload([start], lanes.f32)
         last = vector.array(lanes.count, "float32")
         for lane in range(lanes.count):
@@ -124,21 +150,23 @@ class Choices:
 
     def _keep_groups(self) -> None:
         """Write -inf into the choices of groups that are left out."""
-        routing = self.plan.routing
-        lanes = Lanes(self.group_lanes)
-        vectors = routing.group_size // lanes.count
-        count = -(-routing.num_expert_group // self.lanes.count)
-        for at in range(count):
-            self.rows.put("groups", at * self.lanes.count, self.lanes.each(-INFINITY))
-        for group in range(routing.num_expert_group):
-            self.rows.put("groups", group, self._group_value(lanes, group, vectors))
-        found = ranks(self.rows, "groups", count, self.lanes)
-        for at, rank in enumerate(found):
+        routing, lanes = self.plan.routing, Lanes(self.group_lanes)
+        vectors, groups = routing.group_size // lanes.count, routing.num_expert_group
+        count = -(-groups // self.lanes.count)
+        parts = Groups(lanes, self.bias is not None)
+        found = (self._best_two(lanes, group, vectors) for group in range(groups))
+        if lanes == self.lanes and groups <= lanes.count and groups & (groups - 1) == 0:
+            self.rows.put("groups", 0, parts.values_of(list(found)))
+        else:
+            for group, pair in enumerate(found):
+                self.rows.put("groups", group, parts.value_of(pair))
+        ranked = ranks(self.rows, "groups", count, self.lanes, entries=groups)
+        for at, rank in enumerate(ranked):
             kept = rank < self.lanes.each_int(routing.topk_group)
             most = T.Select(kept, self.lanes.each(INFINITY), self.lanes.each(-INFINITY))
             self.rows.put("groups", at * self.lanes.count, most)
         kind = math.kind("float32", lanes.count)
-        for group in range(routing.num_expert_group):
+        for group in range(groups):
             most = T.bind(self.rows.numbers("groups", group, "float32"))
             for at in range(vectors):
                 start = group * routing.group_size + at * lanes.count
@@ -154,8 +182,8 @@ class Choices:
             lanes //= 2
         return lanes
 
-    def _group_value(self, lanes: Lanes, group: int, vectors: int) -> Expr:
-        """Return the sum of a group's two greatest choices, or the greatest one."""
+    def _best_two(self, lanes: Lanes, group: int, vectors: int) -> Pair:
+        """Return the two greatest choices of a group, lane by lane."""
         kind = math.kind("float32", lanes.count)
         start = group * self.plan.routing.group_size
         first = T.bind(self.rows.numbers("choices", start, kind))
@@ -164,16 +192,7 @@ class Choices:
             value = T.bind(self.rows.numbers("choices", start + at * lanes.count, kind))
             second = T.bind(T.max(second, T.min(first, value)))
             first = T.bind(T.max(first, value))
-        width = lanes.count
-        while width > 1:
-            width //= 2
-            order = [lane % (2 * width) for lane in range(width, width + lanes.count)]
-            other, next_other = (T.bind(T.Shuffle([part], order)) for part in (first, second))
-            second = T.bind(T.max(T.min(first, other), T.max(second, next_other)))
-            first = T.bind(T.max(first, other))
-        if lanes.count > 1:
-            first, second = (T.bind(T.Shuffle([part], [0])) for part in (first, second))
-        return first if self.bias is None else first + second
+        return first, second
 
 
 def softmax_weight(logits: Expr, top: Expr, lanes: Lanes) -> Expr:
@@ -184,8 +203,10 @@ def softmax_weight(logits: Expr, top: Expr, lanes: Lanes) -> Expr:
 
 
 def sigmoid(x: Expr, lanes: int) -> Expr:
-    """Return 1 / (1 + exp(-x)); 0 for -inf and the least number."""
-    size = T.bind(T.max(x, math.real(0.0, lanes) - x))
-    small = math.exp2(T.bind(size * math.real(-math.LOG2_E, lanes)), lanes)
+    """Return 1 / (1 + exp(-x)), 2^-126 for -inf and the least number; anything for NaN."""
+    power = T.bind(x * math.real(-math.LOG2_E, lanes))
+    most, least = math.real(_MOST_POWER, lanes), math.real(-_MOST_POWER, lanes)
+    power = T.bind(T.Select(power > most, most, power))
+    power = T.bind(T.Select(power < least, least, power))
     one = math.real(1.0, lanes)
-    return T.bind(T.Select(x < math.real(0.0, lanes), small, one) / (one + small))
+    return T.bind(one / (one + math.exp2_between(power, lanes)))

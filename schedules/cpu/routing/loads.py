@@ -27,10 +27,10 @@ class Loads:
     width: int
     lanes: int
 
-    def load(self, row: Expr, at: int) -> Expr:
-        """Load vector ``at`` of a row; lanes beyond its end repeat its last value."""
+    def load(self, row: Expr, at: Expr) -> Expr:
+        """Load vector ``at`` of a row; lanes beyond its end, known by number, repeat its last."""
         start, first = T.cast(row, "int64") * self.width, at * self.lanes
-        if first + self.lanes <= self.width:
+        if not isinstance(at, int) or first + self.lanes <= self.width:
             return self.vector(start + first)
         last = vector.array(self.lanes, stored(self.dtype))
         for lane in range(self.lanes):

@@ -23,7 +23,8 @@ class Plan:
     """``lanes`` of a vector; ``groups`` vectors of maxima for a bound, 0 for none.
 
     ``block`` tokens go through every step together: a step of one waits for the one before.
-    ``grain`` is the tokens that one thread takes before others are asked.
+    ``grain`` is the tokens that one thread takes before others are asked. ``compress``: lists are
+    made by vectors that move some lanes to the front, not bit by bit.
     """
 
     routing: Routing
@@ -32,6 +33,7 @@ class Plan:
     block: int
     grain: int
     threads: int
+    compress: bool = False
 
     @property
     def vectors(self) -> int:
@@ -65,6 +67,7 @@ class Plan:
             ids=listed,
             best=4 * self.chosen,
             best_ids=4 * self.chosen,
+            best_scores=4 * self.chosen if self.routing.e_score_correction_bias else 0,
             groups=groups if self.routing.grouped else 0,
             maxima=4 * self.groups * self.lanes,
             total=4,

@@ -13,12 +13,15 @@ from wattune.schedules.cpu.routing.plan import Rows
 Expr = Any
 
 
-def ranks(rows: Rows, name: str, vectors: int, lanes: Lanes, ties: bool = True) -> list[Expr]:
+def ranks(
+    rows: Rows, name: str, vectors: int, lanes: Lanes, ties: bool = True, entries: int = 0
+) -> list[Expr]:
     """Return the ranks of all entries of a row, a vector after the other.
 
-    Without ``ties`` equal entries have the rank of the first of them.
+    Without ``ties`` equal entries have the rank of the first of them. Where ``entries`` are given,
+    those behind them come last.
     """
-    width = vectors * lanes.count
+    width = entries or vectors * lanes.count
     mine = [T.bind(rows.numbers(name, at * lanes.count, lanes.f32)) for at in range(vectors)]
     found = [vector.array(lanes.count, "int32") for _ in mine]
     for rank in found:

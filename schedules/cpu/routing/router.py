@@ -34,7 +34,7 @@ class Router:
     bias: Buffer | None
     weights: Buffer
     ids: Buffer
-    load: Callable[[Expr, int], Expr]
+    load: Callable[[Expr, Expr], Expr]
 
     def emit(self, tokens: Expr) -> None:
         """Route all tokens: a range of neighbours for each thread, a block after the other.
@@ -72,10 +72,12 @@ class Router:
         """Return what emits the steps for a token, whose rows are number ``which``."""
         rows = Rows(self.plan, self.workspace, self.start, which)
         choices = Choices(self.plan, rows, self.bias)
+        weights = Weights(self.plan, rows, choices, self.weights, self.ids, token)
         return (
             lambda: choices.emit(lambda at: self.load(token, at)),
             *Best(self.plan, rows).steps(),
-            Weights(self.plan, rows, choices, self.weights, self.ids, token).emit,
+            *((weights.gather,) if self.bias is not None else ()),
+            weights.emit,
         )
 
 
@@ -94,6 +96,15 @@ class Weights:
     def lanes(self) -> Lanes:
         """Return the vectors of experts."""
         return Lanes(self.plan.lanes)
+
+    def gather(self) -> None:
+        """Write the scores of what is chosen one behind the other.
+
+        A step of its own: vectors of what has just been stored in parts are slow to load.
+        """
+        for place in range(self.plan.routing.top_k):
+            expert = self.rows.integers("best_ids", place, "int32")
+            self.rows.put("best_scores", place, self.rows.numbers("scores", expert, "float32"))
 
     def emit(self) -> None:
         """Write weights and ids."""
@@ -123,12 +134,7 @@ class Weights:
         lanes, top_k = self.lanes, self.plan.routing.top_k
         choices = T.bind(self.rows.numbers("best", at, lanes.f32))
         if self.choices.bias is not None:
-            gathered = vector.array(lanes.count, "float32")
-            for lane in range(lanes.count):
-                place = min(at + lane, top_k - 1)
-                expert = self.rows.integers("best_ids", place, "int32")
-                vector.store(gathered, [lane], self.rows.numbers("scores", expert, "float32"))
-            found = gathered.vload([0], lanes.f32)
+            found = self.rows.numbers("best_scores", at, lanes.f32)
         elif self.plan.routing.scoring_func == "softmax":
             found = softmax_weight(choices, self.rows.numbers("top", 0, "float32"), lanes)
         else:

@@ -25,12 +25,14 @@ def knobs_of(routing: Routing, target: Target) -> tuple[Knob, ...]:
     lanes = lanes_knob(target)
     width = int(lanes.default)
     enough = next((g for g in _GROUPS if g * width >= 2 * routing.top_k), 0)
+    compressing = target.has("avx512f", "avx512vl")
     selective = routing.num_experts >= _SELECTIVE * routing.top_k
     return (
         lanes,
         Knob("groups", (0, *_GROUPS), enough if selective else 0),
         Knob("block", (1, 4, 8, 16), 8),
         Knob("grain", (1, 4, 16, 64), _GRAIN),
+        Knob("compress", (False, True) if compressing else (False,), compressing),
     )
 
 
@@ -52,7 +54,8 @@ def plan_of(routing: Routing, target: Target, values: Mapping[str, Value]) -> Pl
     """Return the plan of a schedule."""
     names = ("lanes", "groups", "block", "grain")
     lanes, groups, block, grain = (int(values[name]) for name in names)
-    return Plan(routing, lanes, groups, block, grain, target.threads)
+    compress = bool(values["compress"])
+    return Plan(routing, lanes, groups, block, grain, target.threads, compress)
 
 
 def counts_of(plan: Plan, moved: float) -> Counts:
