@@ -1,9 +1,12 @@
-"""What each phase of a mixture-of-experts layer costs: routing, rows, both products, the sum.
+"""What each phase of a mixture-of-experts layer costs: gate, top-k, rows, both products, the sum.
 
-The layer is MiMo-V2-Flash's, with as many experts as `--experts`. Each phase is a kernel of its own
-that works on what a whole call left in the workspace; they and the whole are timed in turn. Weights
-come from memory: a call's experts are far larger than the last cache. Writes a JSON file with the
-read bandwidth of the same run.
+The layer is MiMo-V2-Flash's. Its router has all experts; of their weights there are as many as
+`--experts`, so that fewer are read than in the model and the share of routing is overstated. The
+gate, the routing and each phase of the experts are kernels of their own that work on what a whole
+call left in the workspace; they and the whole layer are timed in turn. Weights come from memory: a
+call's experts are far larger than the last cache. `align` is the operator of that name, which the
+experts do not need: `route` orders their pairs. Writes a JSON file with the read bandwidth of the
+same run.
 
     python benchmarks/moe_phases.py --format bf16 --experts 32 --tokens 1,8 --threads 1
 """
@@ -11,9 +14,9 @@ read bandwidth of the same run.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,15 +24,18 @@ from typing import Any
 import numpy as np
 
 from wattune.compiler.bench.machine import describe_machine
+from wattune.compiler.bench.results import results_file, write_rows
 from wattune.compiler.measure.limits import read_bandwidth_at
 from wattune.compiler.measure.memory import pages
-from wattune.ops import FusedMoe, operator
+from wattune.ops import FusedMoe, MoeAlignBlockSize, MoeGate, MoeTopk, Problem, operator
 from wattune.ops.expert_weights import random_words
 from wattune.ops.experts import touched
 from wattune.schedules.cpu.grouped_gemm.base import ExpertTemplate
+from wattune.schedules.host import device_name
 from wattune.schedules.target import Target
 from wattune.schedules.template import templates_for
 
+EXPERTS, TOP_K, HIDDEN = 256, 8, 4096
 PHASES = ("route", "prepare", "gemm1", "activate", "gemm2", "combine")
 RESULTS = Path(__file__).with_name("results")
 OPERATOR = operator("fused_moe")
@@ -44,51 +50,105 @@ def filled(size: int) -> Any:
     return memory
 
 
-class Layer:
-    """One problem's kernels, of each phase and of all, and the tensors they share."""
+class Kernels:
+    """Default schedules of a problem, and the tensors they share."""
 
-    def __init__(self, problem: FusedMoe, target: Target, packed: dict[str, Any]) -> None:
-        """Compile with the default schedule; ``packed`` keeps weights for the next problem."""
+    def __init__(self, problem: Problem, target: Target, packed: dict[str, Any]) -> None:
+        """Draw inputs; ``packed`` keeps weights for the next problem."""
         import torch
-        import tvm
         from tvm_ffi import from_dlpack
 
-        template = templates_for(problem, target)[0]
-        assert isinstance(template, ExpertTemplate)
-        values = template.space(problem, target).default()
-        sizes = {**problem.extents, **template.sizes(problem, target, values)}
-        inputs = OPERATOR.timing_inputs(problem, np.random.default_rng(0))
+        self.target, self.problem, op = target, problem, operator(problem.operator)
+        self.template = templates_for(problem, target)[0]
+        self.values = self.template.space(problem, target).default()
+        sizes = {**problem.extents, **self.template.sizes(problem, target, self.values)}
+        inputs = op.timing_inputs(problem, np.random.default_rng(0))
         self.tensors = []
-        for argument in OPERATOR.arguments(problem):
+        for argument in op.arguments(problem):
             shape = argument.concrete(sizes)
             if argument.role == "packed":
-                if argument.name not in packed:
-                    packed[argument.name] = filled(int(shape[0]))
-                self.tensors.append(from_dlpack(packed[argument.name]))
+                name = f"{problem.operator}.{argument.name}"
+                if name not in packed:
+                    packed[name] = filled(int(shape[0]))
+                self.tensors.append(from_dlpack(packed[name]))
             elif argument.role == "workspace":
                 self.tensors.append(from_dlpack(pages(int(shape[0]), huge=True)))
             else:
-                data = inputs.get(argument.name, np.zeros(shape, np.float32))
-                kind = np.float32 if argument.dtype == "bfloat16" else data.dtype
-                tensor = torch.from_numpy(data.astype(kind))
-                self.tensors.append(from_dlpack(tensor.to(getattr(torch, argument.dtype))))
-        self.kernels = {}
-        for phase in ("", *PHASES):
-            function = template.lower_phase(problem, target, values, phase)
-            module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-            built = tvm.tirx.build(module, tvm.target.Target(target.llvm()))
-            self.kernels[phase] = built["main"]
+                kind = "float32" if argument.dtype == "bfloat16" else argument.dtype
+                data = inputs.get(argument.name, np.zeros(shape, kind)).astype(kind)
+                tensor = torch.from_numpy(data).to(getattr(torch, argument.dtype))
+                self.tensors.append(from_dlpack(tensor))
 
-    def seconds(self, rounds: int) -> dict[str, float]:
-        """Return the median seconds of each phase, and of all ("")."""
-        runs: dict[str, list[float]] = {phase: [] for phase in self.kernels}
-        for number in range(rounds + 1):
-            for phase, kernel in self.kernels.items():
-                start = time.perf_counter()
-                kernel(*self.tensors)
-                if number:
-                    runs[phase].append(time.perf_counter() - start)
-        return {phase: median(times) for phase, times in runs.items()}
+    def compiled(self, function: Any) -> Callable[[], None]:
+        """Return a call of a kernel on the tensors."""
+        import tvm
+
+        module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+        kernel = tvm.tirx.build(module, tvm.target.Target(self.target.llvm()))["main"]
+        return lambda: kernel(*self.tensors)
+
+    def whole(self) -> Callable[[], None]:
+        """Return a call of the problem's kernel."""
+        return self.compiled(self.template.lower(self.problem, self.target, self.values))
+
+    def phase(self, name: str) -> Callable[[], None]:
+        """Return a call of one phase of experts."""
+        assert isinstance(self.template, ExpertTemplate)
+        function = self.template.lower_phase(self.problem, self.target, self.values, name)
+        return self.compiled(function)
+
+
+def seconds_of(calls: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each call; they take turns, of which the first is left out."""
+    runs: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if number:
+                runs[name].append(time.perf_counter() - start)
+    return {name: median(times) for name, times in runs.items()}
+
+
+def layer(problem: FusedMoe, target: Target, packed: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Measure one layer."""
+    tokens, threads = problem.tokens, target.threads
+    gate = MoeGate(tokens, EXPERTS, HIDDEN)
+    before: dict[str, Problem] = {
+        "gate": gate,
+        "topk": MoeTopk(tokens, EXPERTS, TOP_K, e_score_correction_bias=True),
+        "align": MoeAlignBlockSize(tokens, EXPERTS, TOP_K),
+    }
+    alone = {name: Kernels(p, target, packed).whole() for name, p in before.items()}
+    experts = Kernels(problem, target, packed)
+    fused = experts.whole()
+
+    def whole() -> None:
+        alone["gate"]()
+        alone["topk"]()
+        fused()
+
+    phases = {name: experts.phase(name) for name in PHASES}
+    seconds = seconds_of({"layer": whole, "experts": fused, **alone, **phases}, rounds)
+    total = seconds.pop("layer")
+    moved = OPERATOR.work(problem).bytes
+    # The better of two, as one may be disturbed.
+    limit = max(read_bandwidth_at(moved, threads) for _ in range(2))
+    routing = sum(seconds[name] for name in ("topk", "route", "combine"))
+    both = moved + operator("moe_gate").work(gate).bytes
+    return {
+        "problem": problem.to_json(),
+        "threads": threads,
+        "distinct_experts": touched(problem),
+        "seconds": seconds,
+        "layer_seconds": total,
+        "gbps": both / total / 1e9,
+        "gate_gbps": operator("moe_gate").work(gate).bytes / seconds["gate"] / 1e9,
+        "read_gbps": limit,
+        "share_of_topk_route_combine": routing / total,
+        "share_with_gate": (routing + seconds["gate"]) / total,
+        "align_over_gate_topk_align": seconds["align"] / sum(seconds[name] for name in before),
+    }
 
 
 def main() -> None:
@@ -104,30 +164,15 @@ def main() -> None:
     target, rows = Target.native(options.threads), []
     packed: dict[str, Any] = {}
     for tokens in map(int, options.tokens.split(",")):
-        problem = FusedMoe(tokens, options.experts, 8, 4096, 2048, format=options.format)
-        seconds = Layer(problem, target, packed).seconds(options.rounds)
-        whole, moved = seconds.pop(""), OPERATOR.work(problem).bytes
-        gbps = read_bandwidth_at(moved, options.threads)
-        small = seconds["route"] + seconds["combine"]
-        rows.append(
-            {
-                "problem": problem.to_json(),
-                "threads": options.threads,
-                "distinct_experts": touched(problem),
-                "seconds": seconds,
-                "whole_seconds": whole,
-                "gbps": moved / whole / 1e9,
-                "read_gbps": gbps,
-                "share_of_routing_and_combine": small / whole,
-            }
-        )
-        times = ", ".join(f"{name} {1e6 * value:.0f} us" for name, value in seconds.items())
-        rate = f"{moved / whole / 1e9:.1f} of {gbps:.1f} GB/s"
-        print(f"{problem}: {times}; {1e6 * whole:.0f} us, {rate}", flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    name = f"{time.strftime('%Y-%m-%d')}-moe-phases-{options.format}-{options.threads}t.json"
-    path, found = RESULTS / name, {"machine": describe_machine(target), "rows": rows}
-    path.write_text(json.dumps(found, indent=1) + "\n")
+        problem = FusedMoe(tokens, options.experts, TOP_K, HIDDEN, 2048, format=options.format)
+        row = layer(problem, target, packed, options.rounds)
+        rows.append(row)
+        times = ", ".join(f"{name} {1e6 * value:.1f}" for name, value in row["seconds"].items())
+        rate = f"{row['gbps']:.1f} of {row['read_gbps']:.1f} GB/s"
+        share = f"top-k, route and combine {100 * row['share_of_topk_route_combine']:.2f} %"
+        print(f"{problem}: {times}; layer {1e6 * row['layer_seconds']:.0f} us, {rate}, {share}")
+    path = results_file(RESULTS, "moe-phases", device_name())
+    write_rows(path, {"machine": describe_machine(target)}, rows)
     print(f"{path} written")
 
 

@@ -14,6 +14,7 @@ from tests.compiler.libraries import IN, OUT, TARGET, exported, exported_attenti
 from wattune.compiler.library.choose import choose
 from wattune.compiler.library.package import build
 from wattune.ops.decode_attention import DecodeAttention
+from wattune.ops.moe_topk import MoeTopk
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,6 +94,20 @@ def test_cxx_attention(tmp_path: Path) -> None:
     done = subprocess.run([program, "8", "4", "48", "1", "9"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "k_cache has shape [1, 4, 9, 48] and dtype bfloat16; expected [batch, 2," in done.stderr
+
+
+def test_cxx_routing(tmp_path: Path) -> None:
+    problem = MoeTopk(8, 24, 3, e_score_correction_bias=True)
+    library = build(choose([problem], TARGET, None, "latency", None), TARGET)
+    program = built("routing", library.export(tmp_path / "kernels.so"), tmp_path)
+    for tokens in (1, 5, 8, 20):
+        command = [str(program), "24", "3", str(tokens)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{tokens} x 24 x 3: " in done.stdout
+    done = subprocess.run([program, "23", "3", "1"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "gating_output has shape [1, 23]" in done.stderr
 
 
 @pytest.mark.parametrize(
