@@ -14,13 +14,16 @@ from wattune.schedules.candidate import Record
 
 Floats = NDArray[np.float64]
 
-NAMES = ("latency", "energy", "edp")
+NAMES = ("latency", "energy", "edp", "pareto")
 ALLOWED = (*NAMES, "energy@5% (any percentage from 0 to 100)")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Latency, energy, their product, or the least energy within ``slack`` of the least latency."""
+    """Latency, energy, their product, or the least energy within ``slack`` of the least latency.
+
+    ``pareto`` searches for the whole front of the two; where one must win it is by the product.
+    """
 
     name: str
     kind: str = "latency"
@@ -31,6 +34,11 @@ class Objective:
         """Say whether records without measured energy are useless."""
         return self.kind != "latency"
 
+    @property
+    def decisive(self) -> Objective:
+        """Return the objective by which one candidate wins, whatever else there is."""
+        return Objective("edp", "edp") if self.kind == "pareto" else self
+
     def scores(
         self, latency: Floats, joules: Floats | None = None, best: float | None = None
     ) -> Floats:
@@ -38,7 +46,7 @@ class Objective:
 
         ``latency`` in seconds, ``joules`` per run (NaN where nothing was measured, which scores
         infinite). ``best`` is the least latency to hold the slack against; by default the least
-        one given.
+        one given. Scores of ``pareto`` are places among those given.
         """
         if not self.needs_energy or len(latency) == 0:
             return latency
@@ -46,6 +54,8 @@ class Objective:
         energy = np.where(np.isfinite(energy), energy, np.inf)
         if self.kind == "edp":
             return energy * latency
+        if self.kind == "pareto":
+            return front_places(latency, energy)
         if self.slack is None:
             return energy
         limit = (1 + self.slack) * (float(np.min(latency)) if best is None else best)
@@ -60,7 +70,7 @@ LATENCY = Objective("latency")
 
 
 def parse_objective(text: str | Objective) -> Objective:
-    """Read ``latency``, ``energy``, ``edp`` or ``energy@N%``; else `UnknownNameError`."""
+    """Read one of `ALLOWED`, with any percentage; else `UnknownNameError`."""
     if isinstance(text, Objective):
         return text
     if text in NAMES:
@@ -86,7 +96,7 @@ def choose(records: Sequence[Record], objective: str | Objective = LATENCY) -> R
 
     Raises `TargetError` where the objective needs energy and no record has any.
     """
-    wanted, valid = parse_objective(objective), [record for record in records if record.valid]
+    wanted, valid = parse_objective(objective).decisive, [r for r in records if r.valid]
     if not valid:
         return None
     if wanted.needs_energy and all(record.joules is None for record in valid):
@@ -114,3 +124,39 @@ def front(records: Sequence[Record]) -> list[Record]:
         if not found or energy[id(record)] < energy[id(found[-1])]:
             found.append(record)
     return found
+
+
+def front_places(latency: Floats, energy: Floats) -> Floats:
+    """Return places by non-dominated sorting, [n]: the first front has 1 to 1.5, the next 2 to 2.5.
+
+    Within a front the ends come first, then what has the most room around it, so that the best are
+    spread over the front (the crowding distance of NSGA-II: Deb et al., 2002). Infinite where the
+    energy is.
+    """
+    places = np.full(len(latency), np.inf)
+    left = np.flatnonzero(np.isfinite(latency) & np.isfinite(energy))
+    level = 1.0
+    while left.size:
+        order = left[np.lexsort((energy[left], latency[left]))]
+        least = np.minimum.accumulate(np.append(np.inf, energy[order][:-1]))
+        # Twins share a front: only the first of them would be below what came before.
+        twins = np.append(False, (np.diff(latency[order]) == 0) & (np.diff(energy[order]) == 0))
+        beaten = energy[order] >= least
+        for at in np.flatnonzero(twins):
+            beaten[at] = beaten[at - 1]
+        first = order[~beaten]
+        room = _room(np.log(latency[first])) + _room(np.log(energy[first]))
+        places[first] = level + 0.5 / (1 + room)
+        left, level = order[beaten], level + 1
+    return places
+
+
+def _room(values: Floats) -> Floats:
+    """Return the gap around each value as a share of all; infinite at the ends, [n]."""
+    order = np.argsort(values, kind="stable")
+    gaps = np.full(len(values), np.inf)
+    span = float(np.ptp(values))
+    if len(values) > 2:
+        inner = values[order[2:]] - values[order[:-2]]
+        gaps[order[1:-1]] = inner / span if span else 0.0
+    return gaps

@@ -88,7 +88,8 @@ class Total:
 class TuneReport:
     """A tune: its problems, its total, and how it went.
 
-    ``stopped`` says why it ended: ``trials``, ``minutes``, ``exhausted`` or ``interrupted``.
+    ``stopped`` says why it ended: ``trials``, ``minutes``, ``exhausted``, ``settled`` (what was
+    left to win was less than the noise) or ``interrupted``.
     ``seconds`` is the whole duration; ``candidates_per_second`` counts building and measuring of
     this tune's new candidates only.
     """

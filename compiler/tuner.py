@@ -60,7 +60,7 @@ def tune(
     `MeasureError`; an energy objective without a meter is a `TargetError`.
     """
     wanted = parse_objective(objective)
-    uses_model = strategy_class(strategy).uses_model
+    model_name = strategy_class(strategy).model_name
     _check(problems, trials, minutes, mode)
     _check_meter(wanted, target, runner)
     tasks = _tasks(problems, target, weights, multiplicity or {}, tokens or {})
@@ -73,7 +73,7 @@ def tune(
         settings = Settings(strategy, wanted, mode, fingerprint(target), seed)
         own = used if isinstance(used, LocalRunner) and runner is None else None
         rates = _rates(records, target, settings.fingerprint, report, own)
-        model = cost_model("xgboost", mode=mode, rates=rates) if uses_model else None
+        model = cost_model(model_name, mode=mode, rates=rates) if model_name else None
         prior = PriorModel(mode, rates)
         screen = _screen(used, wanted, mode, rates) if uses_model else None
         session = Session(tasks, settings, records, used, budget, report, prior, model, screen)

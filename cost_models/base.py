@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -34,6 +34,12 @@ class Prediction:
     valid: Floats
     energy: Floats | None = None
     energy_std: Floats | None = None
+
+    @classmethod
+    def joined(cls, one: Prediction, other: Prediction) -> Prediction:
+        """Return the predictions of one model for these candidates and then those, [n + m]."""
+        pairs = [(getattr(one, part.name), getattr(other, part.name)) for part in fields(cls)]
+        return cls(*(None if a is None or b is None else np.append(a, b) for a, b in pairs))
 
 
 class CostModel(ABC):

@@ -1,14 +1,15 @@
 """A Gaussian process for one task: few records, every column's relevance fitted to them.
 
-Matern 5/2 on weighted distances (automatic relevance determination). The weights and the noise are
-the most probable ones under a prior that keeps most columns nearly irrelevant until the records say
-otherwise; the level and the scale are solved for in closed form.
+Matern 5/2 on weighted distances (automatic relevance determination), and products of the columns
+that labels may follow in a straight line: what another model expects, say. The weights and the
+noise are the most probable ones under a prior that keeps most columns nearly irrelevant until the
+records say otherwise; the level and the scale are solved for in closed form.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,25 +35,26 @@ class GaussianProcess:
     """Hyperparameters: a weight for each group of columns, and the noise, both positive.
 
     ``groups`` [columns]: the group of a column; one-hot columns of a knob share one weight.
+    ``trends``: the groups whose columns labels follow in a straight line, not by nearness.
     """
 
     groups: NDArray[np.int64]
     weights: Floats
     noise: float = _NOISE
+    trends: frozenset[int] = frozenset()
 
     def fit(self, rows: Floats, labels: Floats) -> GaussianProcess:
         """Return the process fitted to rows [n, columns] and labels [n]; this one is the prior."""
-        scipy, groups = _scipy(), self.groups
+        scipy = _scipy()
         first = np.log(np.append(self.weights, self.noise))
         widths = np.append(np.full(len(self.weights), _WEIGHT_STD), _NOISE_STD)
-        squares = np.stack(
-            [_squares(rows[:, groups == at], rows[:, groups == at]) for at in range(len(first) - 1)]
-        )
+        parts = self._parts(rows)
+        linear = self._linear()
         centred = labels - labels.mean()
         scaled = centred / (centred.std() or 1.0)
 
         def loss(at: Floats) -> tuple[float, Floats]:
-            value, slope = _likelihood(scipy, np.exp(at), squares, scaled)
+            value, slope = _likelihood(scipy, np.exp(at), parts, linear, scaled)
             away = (at - first) / widths
             return value + 0.5 * float(away @ away), slope + away / widths
 
@@ -61,24 +63,46 @@ class GaussianProcess:
         found = scipy.optimize.minimize(
             loss, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options
         ).x
-        return GaussianProcess(groups, np.exp(found[:-1]), float(np.exp(found[-1])))
+        return replace(self, weights=np.exp(found[:-1]), noise=float(np.exp(found[-1])))
 
     def predict(self, rows: Floats, labels: Floats, asked: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation at ``asked`` [m, columns], given labels at rows."""
         scipy = _scipy()
         scale = np.sqrt(self.weights[self.groups])
         known, wanted = rows * scale, asked * scale
-        kernel = _matern(_squares(known, known))[0]
+        kernel = self._kernel(known, known)
         kernel[np.diag_indices_from(kernel)] += self.noise + _LEAST_NOISE
         factor = np.linalg.cholesky(kernel)
         ones = scipy.linalg.cho_solve((factor, True), np.ones(len(labels)))
         level = float(ones @ labels / ones.sum())
         solved = scipy.linalg.cho_solve((factor, True), labels - level)
         variance = max(float((labels - level) @ solved) / len(labels), 1e-12)
-        cross = _matern(_squares(known, wanted))[0]
+        cross = self._kernel(known, wanted)
         half = scipy.linalg.solve_triangular(factor, cross, lower=True, check_finite=False)
-        left = np.maximum(1 - np.einsum("ij,ij->j", half, half), 1e-9)
+        slope = wanted[:, self._linear()[self.groups]]
+        before = 1 + np.einsum("ij,ij->i", slope, slope)
+        left = np.maximum(before - np.einsum("ij,ij->j", half, half), 1e-9)
         return level + solved @ cross, np.sqrt(variance * left)
+
+    def _linear(self) -> NDArray[np.bool_]:
+        """Return which groups are trends, [groups]."""
+        return np.isin(np.arange(len(self.weights)), list(self.trends))
+
+    def _parts(self, rows: Floats) -> Floats:
+        """Return squared distances of rows by group, or products, [groups, n, n]."""
+        columns = [rows[:, self.groups == at] for at in range(len(self.weights))]
+        return np.stack(
+            [
+                part @ part.T if at in self.trends else _squares(part, part)
+                for at, part in enumerate(columns)
+            ]
+        )
+
+    def _kernel(self, one: Floats, other: Floats) -> Floats:
+        """Return the covariance of weighted rows, [n, m]."""
+        trend = self._linear()[self.groups]
+        near = _matern(_squares(one[:, ~trend], other[:, ~trend]))[0]
+        return near + one[:, trend] @ other[:, trend].T if trend.any() else near
 
 
 def log_expected_improvement(mean: Floats, std: Floats, best: float) -> Floats:
@@ -98,10 +122,16 @@ def log_expected_improvement(mean: Floats, std: Floats, best: float) -> Floats:
     return found
 
 
-def _likelihood(scipy: Any, at: Floats, squares: Floats, labels: Floats) -> tuple[float, Floats]:
-    """Return -ln(likelihood) with level and scale solved for, and its slope by ln(parameters)."""
+def _likelihood(
+    scipy: Any, at: Floats, parts: Floats, linear: NDArray[np.bool_], labels: Floats
+) -> tuple[float, Floats]:
+    """Return -ln(likelihood) with level and scale solved for, and its slope by ln(parameters).
+
+    ``parts`` [groups, n, n]: squared distances, or products where ``linear`` [groups].
+    """
     count, weights, noise = len(labels), at[:-1], float(at[-1])
-    kernel, slope = _matern(np.tensordot(weights, squares, 1))
+    near, slope = _matern(np.tensordot(weights[~linear], parts[~linear], 1))
+    kernel = near + np.tensordot(weights[linear], parts[linear], 1)
     kernel[np.diag_indices_from(kernel)] += noise + _LEAST_NOISE
     factor = np.linalg.cholesky(kernel)
     inverse = scipy.linalg.cho_solve((factor, True), np.eye(count))
@@ -111,7 +141,10 @@ def _likelihood(scipy: Any, at: Floats, squares: Floats, labels: Floats) -> tupl
     variance = float(away @ solved) / count
     value = 0.5 * count * np.log(variance) + np.log(np.diag(factor)).sum()
     inner = 0.5 * (inverse - np.outer(solved, solved) / variance)
-    by_weight = weights * np.tensordot(squares, inner * slope, axes=([1, 2], [0, 1]))
+    by_weight = np.empty(len(weights))
+    by_weight[~linear] = np.tensordot(parts[~linear], inner * slope, axes=([1, 2], [0, 1]))
+    by_weight[linear] = np.tensordot(parts[linear], inner, axes=([1, 2], [0, 1]))
+    by_weight *= weights
     return float(value), np.append(by_weight, np.trace(inner) * noise)
 
 

@@ -62,7 +62,7 @@ def objective_option(command: F) -> F:
         "--objective",
         default="latency",
         show_default=True,
-        help="latency, energy, edp or energy@5%.",
+        help="latency, energy, edp, pareto or energy@5%.",
     )(command)
 
 

@@ -109,7 +109,9 @@ class Recording:
         Where energy counts within a slack of the latency, it is the table's best latency.
         """
         rows = [self.rows[schedule] for schedule in schedules]
-        return objective.scores(_column(rows, "seconds"), _column(rows, "joules"), self._fastest)
+        return objective.decisive.scores(
+            _column(rows, "seconds"), _column(rows, "joules"), self._fastest
+        )
 
     @cached_property
     def _fastest(self) -> float:

@@ -139,8 +139,8 @@ def _search(
     objective: Objective,
     batch: int,
 ) -> list[Evaluation]:
-    uses_model = strategy_class(name).uses_model
-    model = cost_model("xgboost", mode=recorded.mode) if uses_model else None
+    model_name = strategy_class(name).model_name
+    model = cost_model(model_name, mode=recorded.mode) if model_name else None
     searching = strategy_by_name(name, recorded.task, model, seed, objective)
     found: list[Evaluation] = []
     while len(found) < budget:

@@ -8,7 +8,8 @@ process learns from failures where points are valid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from wattune.compiler.objective import LATENCY
 from wattune.compiler.search.encoding import Encoding
-from wattune.compiler.search.plain_evolutionary import PlainEvolutionary
+from wattune.compiler.search.plain_evolutionary import PlainEvolutionary, rounded
 from wattune.cost_models.gaussian_process import GaussianProcess, log_expected_improvement
 from wattune.schedules.candidate import Candidate, Record, Schedule
 
@@ -31,6 +32,8 @@ CHILDREN, RANDOM, INCUMBENTS = 512, 512, 4
 CUT = 0.8
 # The relevance is fitted anew when there are so many times the records; every time while few.
 REFIT, FEW = 1.1, 80
+# Share of the points that is random, whatever the process says: it may be wrong.
+EXPLORE = 0.05
 # What is sure to fail counts as this likely to run: the process errs.
 LEAST_VALID = 1e-3
 
@@ -61,7 +64,7 @@ class Fitted:
         """Take over the relevance, if it is of the same knobs."""
         weights = np.array(state["weights"], np.float64)
         if weights.shape == self.prior.weights.shape:
-            self.process = GaussianProcess(self.prior.groups, weights, float(state["noise"]))
+            self.process = replace(self.prior, weights=weights, noise=float(state["noise"]))
             self.count = int(state["count"])
 
 
@@ -69,11 +72,12 @@ class Bayesian(PlainEvolutionary):
     """Takes the point of the greatest expected improvement, given what is measured."""
 
     name = "bayesian"
+    model_name = "prior"
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Start without a fitted process."""
         super().__init__(*args, **options)
-        self._encoding = Encoding(self.task)
+        self._encoding = Encoding(self.task, self.model and self._expected)
         self._cost = Fitted(self._encoding.prior)
         self._valid = Fitted(self._encoding.prior)
         self._all: tuple[list[Candidate], Floats, dict[Schedule, int]] | None = None
@@ -88,16 +92,20 @@ class Bayesian(PlainEvolutionary):
             return self.samples(count, rng)
         shown, labels = self._examples(known)
         process = self._cost.of(shown, labels)
+        explore = rounded(EXPLORE * count, rng)
         valid = np.log(self._validity(rows))
         chosen: list[int] = []
-        while len(chosen) < min(count, len(candidates)):
+        while len(chosen) < min(count - explore, len(candidates)):
             mean, std = process.predict(shown, labels, rows)
             gain = log_expected_improvement(mean, std, float(labels.min())) + valid
             gain[chosen] = -np.inf
+            if not chosen:
+                self.gain = float(np.exp(gain.max()))
             at = int(gain.argmax())
             chosen.append(at)
             shown, labels = np.vstack([shown, rows[at]]), np.append(labels, mean[at])
-        return [candidates[at] for at in chosen]
+        found = [candidates[at] for at in chosen]
+        return found + self.samples(count - len(found), rng, taken=found)
 
     def state(self) -> dict[str, Any]:
         """Return what was fitted."""
@@ -108,6 +116,12 @@ class Bayesian(PlainEvolutionary):
         for name, fitted in (("cost", self._cost), ("valid", self._valid)):
             if name in state:
                 fitted.from_state(state[name])
+
+    def _expected(self, candidates: Sequence[Candidate]) -> Floats:
+        """Return ln(latency) as the model expects it, [n]: energy follows it, or is learnt."""
+        assert self.model is not None
+        logs: Floats = np.log(self.model.predict(candidates).latency)
+        return logs
 
     def _sorted(self) -> list[Record]:
         """Return the records in an order that does not depend on when they came."""

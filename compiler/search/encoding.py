@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,16 @@ Floats = NDArray[np.float64]
 _LENGTH = 0.35
 # Divisibility matters for some knobs only: it is expected to weigh this much.
 _DERIVED = 0.3
+# The same for what a model expects, once it is scaled to a standard deviation of 1: physics, or
+# other tasks, may say all of it or nothing.
+_TREND = 0.3
+# Points by which the scale of what a model expects is found.
+_SHOWN = 256
+# What differs by less than this, in ln(cost), is expected to be the same.
+_LEAST_STD = 1e-3
+
+# What a model expects of candidates: logarithms of their costs, [n].
+Expected = Callable[[Sequence[Candidate]], Floats]
 
 
 @dataclass(frozen=True)
@@ -44,10 +54,11 @@ class Encoding:
     Ordered values go from 0 to 1, half by logarithm and half by rank: either alone crowds some of
     them. Others have a column each, at distance 1 from one another. A derived column says how often
     two divides a value, to which code generation and hardware react: 48 is not between 32 and 64.
-    Knobs of other templates are 0.
+    Knobs of other templates are 0. A last column holds what a model expects, where it tells points
+    apart: the cost may follow it in a straight line.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, expected: Expected | None = None) -> None:
         """Encode a task's points."""
         names = list(dict.fromkeys(branch.template.name for branch in task.branches))
         self._templates = _apart(names)
@@ -63,7 +74,12 @@ class Encoding:
                 start += part.width
         count = max(1, len(derived) - sum(derived))
         weights = [_DERIVED if d else 1 / (_LENGTH**2 * count) for d in derived or [False]]
-        self.prior = GaussianProcess(np.array(groups or [0]), np.array(weights))
+        self._trend = expected and _Trend.of(task, expected)
+        trends: frozenset[int] = frozenset()
+        if self._trend:
+            groups, weights = [*(groups or [0]), len(weights)], [*weights, _TREND]
+            trends = frozenset([len(weights) - 1])
+        self.prior = GaussianProcess(np.array(groups or [0]), np.array(weights), trends=trends)
 
     def rows(self, candidates: Sequence[Candidate]) -> Floats:
         """Return [n, columns]."""
@@ -76,7 +92,29 @@ class Encoding:
             for start, part in self._parts[schedule.template]:
                 numbers = part.table[values[part.knob]]
                 row[start : start + len(numbers)] = numbers
+        if self._trend and candidates:
+            found[:, -1] = self._trend.of_rows(candidates)
         return found
+
+
+@dataclass(frozen=True)
+class _Trend:
+    """What a model expects, scaled to mean 0 and standard deviation 1 over a task."""
+
+    expected: Expected
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, task: Task, expected: Expected) -> _Trend | None:
+        """Find the scale on points of a task; None where the model expects the same of all."""
+        shown = expected(task.spread(_SHOWN, np.random.default_rng(0)))
+        std = float(shown.std())
+        return cls(expected, float(shown.mean()), std) if std > _LEAST_STD else None
+
+    def of_rows(self, candidates: Sequence[Candidate]) -> Floats:
+        """Return the scaled logarithms, [n]."""
+        return (self.expected(candidates) - self.mean) / self.std
 
 
 def _parts(template: str, knobs: Sequence[Knob]) -> Iterator[Part]:

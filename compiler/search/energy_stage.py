@@ -155,7 +155,7 @@ class EnergyStage:
             return None
         latency = np.array([record.latency for record in energies])
         joules = np.array([record.joules for record in energies], np.float64)
-        best = energies[int(np.argmin(self.objective.scores(latency, joules)))]
+        best = energies[int(np.argmin(self.objective.decisive.scores(latency, joules)))]
         return [record for record in energies if _is(record, best)][-1]
 
     def _rng(self, waiting: Sequence[Record]) -> np.random.Generator:

@@ -28,6 +28,7 @@ from wattune.compiler.search.plain_evolutionary import (
     speed_share,
 )
 from wattune.cost_models.base import CostModel, Prediction
+from wattune.cost_models.gaussian_process import log_expected_improvement
 from wattune.schedules.candidate import Candidate, Record, Schedule
 
 Floats = NDArray[np.float64]
@@ -53,13 +54,9 @@ class Pool:
     """Predicted candidates; ``expected`` and ``hoped`` are logarithms, the least is the best."""
 
     candidates: list[Candidate]
+    prediction: Prediction
     expected: Floats
     hoped: Floats
-
-    @classmethod
-    def empty(cls) -> Pool:
-        """Return a pool of nothing."""
-        return cls([], np.empty(0), np.empty(0))
 
     def best(self) -> list[Candidate]:
         """Return the candidates, the best expected first."""
@@ -70,7 +67,7 @@ class Evolutionary(PlainEvolutionary):
     """Ranks children by predicted objective before any is measured."""
 
     name = "evolutionary"
-    uses_model = True
+    model_name = "xgboost"
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Start with nothing carried over."""
@@ -84,6 +81,7 @@ class Evolutionary(PlainEvolutionary):
         if len(self.ranked()) < LEAST_PARENTS:
             return self.samples(count, rng, self._first_shares(self.model))
         pool = self._evolve(self.model, rng)
+        self.gain = self._gain(pool)
         explore, optimistic = rounded(EXPLORE * count, rng), rounded(OPTIMISTIC * count, rng)
         chosen = _pick(pool, pool.expected, count - explore - optimistic, [])
         chosen = _pick(pool, pool.hoped, count - explore, chosen)
@@ -126,25 +124,24 @@ class Evolutionary(PlainEvolutionary):
             *self.breed(_alternating(measured[:PARENTS], carried), CHILDREN, rng),
             *self.samples(RANDOM, rng, self.shares()),
         ]
-        pool = self._predicted(model, Pool.empty(), first)
+        pool = self._predicted(model, None, first)
         for _ in range(GENERATIONS - 1):
             parents = _alternating(measured[:PARENTS], pool.best()[:PARENTS])
             pool = self._predicted(model, pool, self.breed(parents, CHILDREN, rng))
         return pool
 
-    def _predicted(self, model: CostModel, pool: Pool, more: Sequence[Candidate]) -> Pool:
+    def _predicted(self, model: CostModel, pool: Pool | None, more: Sequence[Candidate]) -> Pool:
         """Return the pool with the new ones among ``more``, predicted."""
-        known = {candidate.schedule for candidate in pool.candidates}
+        known = {candidate.schedule for candidate in pool.candidates} if pool else set()
         distinct = {c.schedule: c for c in more if self.is_new(c) and c.schedule not in known}
         added = list(distinct.values())
-        if not added:
+        if pool and not added:
             return pool
-        expected, hoped = self._scores(model.predict(added))
-        return Pool(
-            [*pool.candidates, *added],
-            np.concatenate([pool.expected, expected]),
-            np.concatenate([pool.hoped, hoped]),
-        )
+        found = model.predict(added)
+        prediction = Prediction.joined(pool.prediction, found) if pool else found
+        # All anew: places on a front are places among all.
+        scores = self._scores(prediction)
+        return Pool([*(pool.candidates if pool else ()), *added], prediction, *scores)
 
     def _scores(self, found: Prediction) -> tuple[Floats, Floats]:
         """Return logarithms of the objective as expected, and at the optimistic end."""
@@ -152,6 +149,24 @@ class Evolutionary(PlainEvolutionary):
         expected = log_scores(found, self.objective, best)
         spread = found.latency_std if found.energy_std is None else found.energy_std
         return expected, expected - spread
+
+    def _gain(self, pool: Pool) -> float | None:
+        """Return the greatest expected improvement in ln(latency) or, where it counts, ln(energy).
+
+        None where nothing is left, the model knows of no energy yet, or a front is sought.
+        """
+        found, objective = pool.prediction, self.objective
+        blind = objective.needs_energy and found.energy is None
+        if not pool.candidates or blind or objective.kind == "pareto":
+            return None
+        known = [self.records[candidate.schedule] for candidate in self.ranked()[:1]]
+        latency = np.array([record.latency for record in known])
+        least = np.log(objective.scores(latency, self.joules(known)))
+        if not np.isfinite(least).all():
+            return None
+        std = pool.expected - pool.hoped
+        gains = log_expected_improvement(pool.expected, std, float(least[0]))
+        return float(np.exp(gains.max()))
 
     def _first_shares(self, model: CostModel) -> dict[str, float]:
         """Return how often templates come up while little is measured: by the predicted default."""

@@ -87,7 +87,7 @@ class OptunaStrategy(Strategy):
     def _tell(self, trial: Any, record: Record) -> None:
         joules = np.array([np.nan if record.joules is None else record.joules])
         best = min(known.latency for known in self.records.values())
-        score = float(self.objective.scores(np.array([record.latency]), joules, best)[0])
+        score = float(self.objective.decisive.scores(np.array([record.latency]), joules, best)[0])
         if np.isfinite(score):
             self._study.tell(trial, score)
         else:

@@ -62,18 +62,19 @@ def _scheduler(
 
 
 def _search(session: Session, phase: Phase, scheduler: Scheduler) -> str:
-    """Give rounds to tasks until the phase is over or nothing is left to try."""
+    """Give rounds to tasks until the phase is over or nothing is left to try or to win."""
     if phase.over(session.budget):
         return session.budget.reason()
     session.start(phase)
     while not phase.over(session.budget):
         at = scheduler.next()
         if at is None:
-            return "exhausted"
+            return scheduler.over
         task = scheduler.tasks[at]
         first = not session.history[task.problem]
         size = _first_round(session, task) if first else _round(session)
-        scheduler.told(at, session.round(phase, task, size))
+        records = session.round(phase, task, size)
+        scheduler.told(at, records, session.settled(task))
     return session.budget.reason()
 
 

@@ -46,12 +46,15 @@ HOPELESS = 3
 
 @dataclass
 class Course:
-    """How far one task is: the best objective after each round, and whether it has more to try."""
+    """How far one task is: the best objective after each round, and why it gets no more of them.
+
+    ``over``: ``exhausted`` where nothing is left to try, ``settled`` where nothing is left to win.
+    """
 
     factor: float
     floor: float
     bests: list[float] = field(default_factory=list)
-    dry: bool = False
+    over: str = ""
 
     @property
     def rounds(self) -> int:
@@ -86,27 +89,34 @@ class Scheduler:
         least_weight: float = LEAST_WEIGHT,
     ) -> None:
         """Start with no rounds; ``floors``: the least objective that physics allows, by task."""
-        self.tasks, self.objective = tasks, objective
+        self.tasks, self.objective = tasks, objective.decisive
         self.courses = [
             Course(max(task.weight, least_weight) * task.multiplicity, floor)
             for task, floor in zip(tasks, floors or [0.0] * len(tasks), strict=True)
         ]
 
     def next(self) -> int | None:
-        """Return the index of the task that gets the next round; None where all are dry."""
-        left = [at for at, course in enumerate(self.courses) if not course.dry]
+        """Return the index of the task that gets the next round; None where all are over."""
+        left = [at for at, course in enumerate(self.courses) if not course.over]
         fresh = [at for at in left if self.courses[at].rounds == 0]
         if fresh or not left:
             return fresh[0] if fresh else None
         # Of equal gains (all hopeless, say) the one with the fewest rounds.
         return max(left, key=lambda at: (self.courses[at].gain(), -self.courses[at].rounds))
 
-    def told(self, at: int, records: Sequence[Record]) -> None:
+    @property
+    def over(self) -> str:
+        """Say why no task gets a round: ``settled`` if any could have gone on."""
+        return "settled" if any(c.over == "settled" for c in self.courses) else "exhausted"
+
+    def told(self, at: int, records: Sequence[Record], settled: bool = False) -> None:
         """Count a round of a task; a round without records means that it has nothing left."""
         course = self.courses[at]
         if not records:
-            course.dry = True
+            course.over = "exhausted"
             return
+        if settled:
+            course.over = "settled"
         valid = [record for record in records if record.valid]
         latency = np.array([record.latency for record in valid])
         # Each record against itself: a slack would compare it with others.

@@ -26,7 +26,7 @@ from wattune.compiler.search.events import (
 )
 from wattune.compiler.search.screen import Screen
 from wattune.compiler.search.standings import eligible
-from wattune.compiler.search.stopping import Budget, Phase
+from wattune.compiler.search.stopping import Budget, Phase, Settling
 from wattune.compiler.search.strategy import Strategy, strategy
 from wattune.compiler.search.task import Task
 from wattune.cost_models.base import CostModel
@@ -69,6 +69,7 @@ class Session:
     measuring_seconds: float = 0.0
     _strategies: dict[Task, Strategy] = field(default_factory=dict)
     _stages: dict[Problem, EnergyStage] = field(default_factory=dict)
+    _settling: dict[Task, Settling] = field(default_factory=dict)
     _best: dict[Problem, Record | None] = field(default_factory=dict)
 
     def resume(self) -> None:
@@ -136,6 +137,12 @@ class Session:
         batch = self.screen.ask(asked, count)
         self.measuring_seconds += time.monotonic() - started
         return self.measure(phase, task, batch)
+
+    def settled(self, task: Task) -> bool:
+        """Count the round that has just ended; say whether the next ones promise mere noise."""
+        mine = [r for r in self.history[task.problem] if task.contains(r.candidate)]
+        found = self._settling.setdefault(task, Settling())
+        return found.told(self.strategy(task).gain, mine)
 
     def measure(self, phase: Phase, task: Task, batch: Sequence[Candidate]) -> list[Record]:
         """Measure candidates that have no record yet; stops early when the phase's time is up.

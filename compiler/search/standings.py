@@ -112,6 +112,6 @@ def best_by_layout(
     trusted = {s.layout for s in found if s.confirmed and s.session == newest}
     counting = [s for s in found if s.layout not in trusted or s.session == newest]
     best: dict[Layout, tuple[float, Standing]] = {}
-    for score, standing in scored(counting, objective):
+    for score, standing in scored(counting, objective.decisive):
         best.setdefault(standing.layout, (score, standing))
     return best

@@ -1,9 +1,19 @@
-"""When a tune stops: trials, minutes, or nothing left to try."""
+"""When a tune stops: trials, minutes, nothing left to try, or nothing left to win."""
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from wattune.schedules.candidate import Record
+
+# Rounds in a row that promise less than the noise before a task counts as settled, and records
+# before its promises are believed.
+PATIENCE, LEAST_RECORDS = 3, 48
+# Of no task is the noise believed to be less: drift from one measurement to the next counts too.
+LEAST_NOISE = 0.002
 
 
 @dataclass
@@ -56,3 +66,26 @@ class Phase:
     def late(self, budget: Budget) -> bool:
         """Say whether the phase's time is up."""
         return budget.time_left(self.time) <= 0
+
+
+def noise(records: Sequence[Record]) -> float:
+    """Return the standard error of a typical valid record, over its latency."""
+    errors = [record.standard_error / record.latency for record in records if record.valid]
+    return max(statistics.median(errors), LEAST_NOISE) if errors else LEAST_NOISE
+
+
+@dataclass
+class Settling:
+    """Whether a task has anything left to win, by what its strategy expects round by round."""
+
+    quiet: int = 0
+
+    def told(self, gain: float | None, records: Sequence[Record]) -> bool:
+        """Count a round whose best proposal was expected to win ``gain``, in ln(cost).
+
+        ``records``: all of the task. Returns whether the task is settled; a strategy that cannot
+        say what it expects never is.
+        """
+        below = gain is not None and len(records) >= LEAST_RECORDS and gain < noise(records)
+        self.quiet = self.quiet + 1 if below else 0
+        return self.quiet >= PATIENCE

@@ -47,7 +47,8 @@ class Strategy(ABC):
     """
 
     name: ClassVar[str]
-    uses_model: ClassVar[bool] = False
+    # The cost model that it is given, which need not be one that learns; none by default.
+    model_name: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -59,6 +60,8 @@ class Strategy(ABC):
         """Search a task; the model is shared with other tasks and updated by the tuner."""
         self.task, self.model, self.seed, self.objective = task, model, seed, objective
         self.records: dict[Schedule, Record] = {}
+        # What the best of the last proposals was expected to win, in ln(cost); None: cannot say.
+        self.gain: float | None = None
         self._pending: set[Schedule] = set()
 
     def ask(self, count: int) -> list[Candidate]:
@@ -128,6 +131,8 @@ class Strategy(ABC):
         taken: Sequence[Candidate] = (),
     ) -> list[Candidate]:
         """Draw up to ``count`` new candidates, all different and none of them ``taken``."""
+        if count <= 0:
+            return []
         known = {candidate.schedule for candidate in taken}
         found: dict[Schedule, Candidate] = {}
         rest = (self.task.sample(rng, shares) for _ in range(_DRAWS * count))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
-from tests.compiler.fakes import SMALL, TARGET, FakeRunner, best_of_all
+from tests.compiler.fakes import SMALL, TARGET, FakeRunner, best_of_all, smooth
 from tests.compiler.fakes import fake_templates as fake_templates
 
 from wattune.compiler.search import bayesian
+from wattune.compiler.search.bayesian import FIRST
 from wattune.compiler.search.encoding import Encoding
 from wattune.compiler.search.strategy import strategy
 from wattune.compiler.search.task import Task
+from wattune.cost_models.base import Prediction
+from wattune.cost_models.prior_model import PriorModel
 from wattune.schedules.candidate import Candidate, FailureKind
 
 pytestmark = pytest.mark.usefixtures("fake_templates")
@@ -66,3 +72,42 @@ def test_a_space_too_large_to_be_listed_is_searched_as_well(
 ) -> None:
     monkeypatch.setattr(bayesian, "LISTED", 100)
     assert trials_to_optimum("bayesian", 0, FakeRunner()) < 60
+
+
+def test_what_physics_expects_is_a_column_where_it_tells_points_apart() -> None:
+    task = Task(SMALL, TARGET)
+    points = list(task.enumerate())
+    plain = Encoding(task)
+    flat = Encoding(task, lambda candidates: np.zeros(len(candidates)))
+    assert not flat.prior.trends and flat.rows(points).shape == plain.rows(points).shape
+    encoding = Encoding(task, lambda found: np.log([smooth(c) for c in found]))
+    rows = encoding.rows(points)
+    assert encoding.prior.trends == {len(encoding.prior.weights) - 1}
+    np.testing.assert_array_equal(rows[:, :-1], plain.rows(points))
+    assert abs(rows[:, -1].mean()) < 0.2 and rows[:, -1].std() == pytest.approx(1, rel=0.1)
+
+
+@dataclass
+class Oracle(PriorModel):
+    """Expects of each point what it costs, raised to a power: right, or just the other way."""
+
+    power: float
+
+    def predict(self, candidates: Sequence[Candidate]) -> Prediction:
+        latency = np.array([smooth(candidate) for candidate in candidates]) ** self.power
+        return Prediction(latency, np.ones(len(latency)), np.ones(len(latency)))
+
+
+def test_a_model_that_is_right_helps_and_one_that_misleads_is_noticed() -> None:
+    def trials(model: PriorModel | None, seed: int) -> int:
+        found, runner = strategy("bayesian", Task(SMALL, TARGET), model, seed), FakeRunner()
+        while not any(best_of_all(candidate) for candidate in runner.asked):
+            found.tell(list(runner.run(found.ask(1))))
+        return len(runner.asked)
+
+    mean = {
+        power: np.mean([trials(power and Oracle(power), seed) for seed in range(3)])
+        for power in (None, 0.5, -0.5)
+    }
+    assert mean[0.5] <= FIRST + 3 and mean[0.5] <= mean[None]
+    assert mean[-0.5] <= FIRST + 3

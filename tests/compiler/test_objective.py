@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from wattune.compiler.objective import choose, front, parse_objective
@@ -39,6 +40,7 @@ ALL = [BEATEN, FRUGAL, FAILED, FAST, NEAR]
         ("latency", FAST),
         ("energy", FRUGAL),
         ("edp", FRUGAL),
+        ("pareto", FRUGAL),
         ("energy@5%", NEAR),
         ("energy@3.9%", FAST),
         ("energy@100%", FRUGAL),
@@ -48,9 +50,23 @@ def test_each_objective_chooses_its_own_best(name: str, best: Record) -> None:
     assert choose(ALL, name) is best
 
 
-def test_a_slack_ranks_the_too_slow_by_latency_after_all_others() -> None:
-    import numpy as np
+def test_a_front_is_ranked_before_what_it_beats_and_its_ends_before_its_middle() -> None:
+    latency = np.array([1.05, 2.0, 1.0, 1.04, 1.03, 3.0, 1.0, 1.0])
+    joules = np.array([8.0, 3.0, 9.0, 7.0, 7.1, 4.0, np.nan, 9.0])
+    places = parse_objective("pareto").scores(latency, joules)
+    assert list(places[[1, 2, 7]]) == [1.0] * 3 and places[6] == np.inf
+    assert 1 < places[3] < places[4] < 2 == places[0] == places[5]
+    # One front after another takes away what is left: each beats all later ones somewhere.
+    rng = np.random.default_rng(0)
+    latency, joules = rng.random((2, 60)) + 0.5
+    places = np.floor(parse_objective("pareto").scores(latency, joules))
+    for at in range(60):
+        beats = (latency <= latency[at]) & (joules <= joules[at])
+        beats &= (latency < latency[at]) | (joules < joules[at])
+        assert places[at] == (places[beats].max() + 1 if beats.any() else places.min())
 
+
+def test_a_slack_ranks_the_too_slow_by_latency_after_all_others() -> None:
     wanted = parse_objective("energy@5%")
     latency, joules = np.array([1.0, 3.0, 2.0, 1.05]), np.array([9.0, 1.0, 1.0, 8.0])
     assert list(np.argsort(wanted.scores(latency, joules))) == [3, 0, 2, 1]

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 from tests.compiler.fakes import TARGET, FakeRunner
 from tests.compiler.fakes import fake_templates as fake_templates
 
 from wattune.compiler.search.scheduler import Scheduler
-from wattune.compiler.search.stopping import Budget, Phase
+from wattune.compiler.search.stopping import (
+    LEAST_NOISE,
+    LEAST_RECORDS,
+    PATIENCE,
+    Budget,
+    Phase,
+    Settling,
+    noise,
+)
 from wattune.compiler.search.task import Task
 from wattune.ops import TernaryGemm
+from wattune.schedules.candidate import STANDARD_ERROR, Record
 
 pytestmark = pytest.mark.usefixtures("fake_templates")
 
@@ -85,7 +95,33 @@ def test_a_task_without_anything_left_is_left_alone() -> None:
     scheduler.told(0, [])
     assert scheduler.next() == 1
     scheduler.told(1, [])
-    assert scheduler.next() is None
+    assert scheduler.next() is None and scheduler.over == "exhausted"
+
+
+def test_a_settled_task_gets_no_more_rounds() -> None:
+    tasks = tasks_of((1, 1), (1, 1))
+    scheduler, record = Scheduler(tasks), FakeRunner().record(tasks[0].defaults()[0])
+    scheduler.told(0, [record], settled=True)
+    assert scheduler.next() == 1
+    scheduler.told(1, [])
+    assert scheduler.next() is None and scheduler.over == "settled"
+
+
+def test_a_task_settles_when_several_rounds_in_a_row_promise_less_than_the_noise() -> None:
+    record = FakeRunner().record(tasks_of((1, 1))[0].defaults()[0])
+    noisy = replace(record, facts={STANDARD_ERROR: 0.01 * record.latency})
+    many = [noisy] * LEAST_RECORDS
+    assert noise(many) == pytest.approx(0.01) and noise([record]) == LEAST_NOISE == noise([])
+
+    def settles(gains: Sequence[float | None], records: Sequence[Record] = many) -> bool:
+        found = Settling()
+        return [found.told(gain, records) for gain in gains][-1]
+
+    assert settles([0.5, *[0.009] * PATIENCE])
+    assert not settles([*[0.009] * PATIENCE, 0.011])
+    assert not settles([*[0.009] * (PATIENCE - 1), 0.011, 0.009])
+    assert not settles([0.009] * PATIENCE, many[:-1])
+    assert not settles([None] * PATIENCE)
 
 
 def test_a_budget_counts_trials_and_time_by_shares(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from wattune.compiler.search.events import (
     RecordArrived,
     RoundStarted,
 )
+from wattune.compiler.search.stopping import LEAST_RECORDS
 from wattune.compiler.search.strategy import strategy_names
 from wattune.compiler.search.task import Task
 from wattune.compiler.select import select
@@ -70,6 +71,14 @@ def test_every_strategy_tunes_within_its_trials_and_beats_the_default(
     assert select([SMALL], TARGET, path)[SMALL].candidate == part.selected.candidate
     assert report.stopped == "trials" and report.candidates_per_second > 0
     assert json.loads(json.dumps(report.to_json()))["problems"][0]["trials"] == 40
+
+
+@pytest.mark.parametrize("name", ["evolutionary", "bayesian"])
+def test_a_tune_ends_when_what_is_left_to_win_is_less_than_the_noise(path: Path, name: str) -> None:
+    report = run(path, trials=480, strategy=name)
+    [part] = report.problems
+    assert report.stopped == "settled" and LEAST_RECORDS <= report.trials < 400
+    assert part.selected and part.selected.latency == pytest.approx(1e-3)
 
 
 def test_the_report_adds_up(path: Path) -> None:

@@ -46,15 +46,31 @@ def test_at_a_known_point_it_says_what_was_measured() -> None:
 
 def test_the_likelihoods_slope_is_the_numerical_one() -> None:
     rows, labels = data(15)
-    parts = [rows[:, np.isin(GROUPS, group)] for group in range(3)]
-    squares = np.stack([module._squares(part, part) for part in parts])
+    linear = np.array([False, True, False])
+    parts = GaussianProcess(GROUPS, np.ones(3), trends=frozenset([1]))._parts(rows)
     at = np.log(np.array([2.0, 0.5, 1.0, 0.01]))
-    slope = module._likelihood(scipy, np.exp(at), squares, labels)[1]
+    slope = module._likelihood(scipy, np.exp(at), parts, linear, labels)[1]
     for place in range(4):
         step = np.eye(4)[place] * 1e-5
-        above = module._likelihood(scipy, np.exp(at + step), squares, labels)[0]
-        below = module._likelihood(scipy, np.exp(at - step), squares, labels)[0]
+        above = module._likelihood(scipy, np.exp(at + step), parts, linear, labels)[0]
+        below = module._likelihood(scipy, np.exp(at - step), parts, linear, labels)[0]
         assert slope[place] == pytest.approx((above - below) / 2e-5, rel=1e-4, abs=1e-6)
+
+
+def test_a_trend_reaches_beyond_what_is_near_and_its_use_is_learnt() -> None:
+    rows, labels = data(40)
+    groups = np.array([0, 1, 2, 3])
+    process = GaussianProcess(groups, np.ones(4), trends=frozenset([3]))
+    follows = labels + 2 * rows[:, 3]
+    fitted = process.fit(rows, follows)
+    far = np.tile(rows[:1], (2, 1))
+    far[1, 3] += 10
+    mean, std = fitted.predict(rows, follows, far)
+    assert mean[1] - mean[0] == pytest.approx(20, rel=0.1)
+    # Farther out the slope's uncertainty counts for more.
+    assert std[1] > std[0]
+    # Of labels that do not follow it the weight falls.
+    assert process.fit(rows, labels).weights[3] < 0.2 * fitted.weights[3]
 
 
 def test_expected_improvement_is_the_mean_of_what_falls_below() -> None:
