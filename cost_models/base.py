@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -38,8 +38,17 @@ class Prediction:
     @classmethod
     def joined(cls, one: Prediction, other: Prediction) -> Prediction:
         """Return the predictions of one model for these candidates and then those, [n + m]."""
-        pairs = [(getattr(one, part.name), getattr(other, part.name)) for part in fields(cls)]
-        return cls(*(None if a is None or b is None else np.append(a, b) for a, b in pairs))
+        return cls(
+            np.append(one.latency, other.latency),
+            np.append(one.latency_std, other.latency_std),
+            np.append(one.valid, other.valid),
+            _appended(one.energy, other.energy),
+            _appended(one.energy_std, other.energy_std),
+        )
+
+
+def _appended(one: Floats | None, other: Floats | None) -> Floats | None:
+    return None if one is None or other is None else np.append(one, other)
 
 
 class CostModel(ABC):

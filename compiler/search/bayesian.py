@@ -77,7 +77,7 @@ class Bayesian(PlainEvolutionary):
     def __init__(self, *args: Any, **options: Any) -> None:
         """Start without a fitted process."""
         super().__init__(*args, **options)
-        self._encoding = Encoding(self.task, self.model and self._expected)
+        self._encoding = Encoding(self.task, self._expected if self.model else None)
         self._cost = Fitted(self._encoding.prior)
         self._valid = Fitted(self._encoding.prior)
         self._all: tuple[list[Candidate], Floats, dict[Schedule, int]] | None = None
