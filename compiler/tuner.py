@@ -75,7 +75,7 @@ def tune(
         rates = _rates(records, target, settings.fingerprint, report, own)
         model = cost_model(model_name, mode=mode, rates=rates) if model_name else None
         prior = PriorModel(mode, rates)
-        screen = _screen(used, wanted, mode, rates) if uses_model else None
+        screen = _screen(used, wanted, mode, rates) if model_name else None
         session = Session(tasks, settings, records, used, budget, report, prior, model, screen)
         session.resume()
         try:
