@@ -279,7 +279,7 @@ def exp2(x: Expr) -> Expr:
 
 
 def exp2_by_products(x: Expr) -> Expr:
-    """Return 2^x for x <= 0 by a polynomial, beside the unit that ex2 is computed by.
+    """Return 2^x for x <= 126 by a polynomial, beside the unit that ex2 is computed by.
 
     The relative error is below 4e-6 down to 2^-126, and 0 comes out below 2^-127 and for NaN. x is
     split into an integer, which 1.5 * 2^23 leaves in the low bits of a sum, and a rest in

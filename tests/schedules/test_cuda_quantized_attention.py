@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.schedules.cuda import AMPERE, HOPPER, check_kernel, check_other_sizes, check_samples
+from tests.schedules.cuda import (
+    AMPERE,
+    HOPPER,
+    TINY,
+    check_kernel,
+    check_other_sizes,
+    check_samples,
+)
 
 from wattune.ops import QuantizedDecodeAttention, operator
 from wattune.schedules.cuda.quantized_attention import TEMPLATES
@@ -61,6 +68,17 @@ SCHEDULES: tuple[Case, ...] = (
         {"format": "int8", "key_groups": "token", "query_tokens": 2},
         {"rows": 32, "stages": 4, "tile": 32, "teams": 8, "blocks": 1},
     ),
+    ((2, 300, 8, 1, 64), {"format": "int2", "dtype": "float16", **LSE}, {"polynomial": 2}),
+)
+# On two SMs: blocks with several pieces; more requests than a warp has lanes; lists.
+PERSISTENT: tuple[Case, ...] = (
+    ((3, 900, 4, 2, 64), LSE, {"splits": 6, "combine": "last", "teams": 2}),
+    ((40, 40, 1, 1, 64), {"format": "int8", "window": 30}, {"polynomial": 1}),
+    (
+        (3, 600, 8, 1, 64),
+        {"block_size": 64, "max_blocks": 6, "query_tokens": 2, **LSE},
+        {"splits": 3, "rows": 8},
+    ),
 )
 SPARSE: tuple[Case, ...] = (
     ((3, 600, 8, 1, 64), {"block_size": 64, "max_blocks": 6, **LSE}, {"splits": 2}),
@@ -109,6 +127,12 @@ def test_windows_sinks_and_caps(case: Case, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("case", SCHEDULES)
 def test_schedules(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, monkeypatch)
+
+
+@pytest.mark.parametrize("case", PERSISTENT)
+def test_persistent_grids(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, fields, knobs = case
+    check((sizes, fields, {"persistent": True, **knobs}), monkeypatch, TINY)
 
 
 @pytest.mark.parametrize("case", SPARSE)

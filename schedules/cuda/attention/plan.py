@@ -28,7 +28,9 @@ class Shares(Items):
     multiplies them with its own ``rows``. Keys are cut into at most ``splits``, of at least
     ``split_keys``; they are joined by a second ``kernel``, or by the ``last`` block of an item.
     ``blocks``: how many an SM must have room for; 0 is free. ``dependent``: the target can begin
-    a kernel before the one before it has ended.
+    a kernel before the one before it has ended. Of each 4 exponentials, ``polynomial`` are
+    computed by multiplications instead of ex2. ``grid`` blocks share all work, where that is not
+    0; otherwise each split of an item has its own.
     """
 
     teams: int
@@ -39,6 +41,8 @@ class Shares(Items):
     combine: str
     blocks: int
     dependent: bool
+    polynomial: int
+    grid: int
 
     @property
     @abstractmethod
@@ -82,6 +86,8 @@ class Shares(Items):
     @property
     def main_grid(self) -> tuple[int, int, int]:
         """Return the main kernel's blocks in each direction; 0: as many as there are requests."""
+        if self.grid:
+            return self.grid, 1, 1
         items = self.problem.kv_heads * self.items
         return self.row_tiles * self.splits, items, 0
 
@@ -117,9 +123,7 @@ class Plan(Shares):
     A team's ring holds ``stages`` tiles of ``keys`` keys. ``copies``: ``async`` (16 bytes a lane)
     or ``bulk`` (rows, by the copy engine). ``shape`` of rows in shared memory: ``pad`` by 16
     bytes, or ``xor`` chunks with the row's number. ``queries`` stay in ``registers`` or are read
-    again from ``shared`` memory. ``long_side`` of the products: ``keys`` or query ``rows``. Of
-    each 4 exponentials, ``polynomial`` are computed by multiplications instead of ex2. ``grid``
-    blocks share all work, where that is not 0; otherwise each split of an item has its own.
+    again from ``shared`` memory. ``long_side`` of the products: ``keys`` or query ``rows``.
     """
 
     keys: int
@@ -128,13 +132,6 @@ class Plan(Shares):
     shape: str
     queries: str
     long_side: str
-    polynomial: int
-    grid: int
-
-    @property
-    def main_grid(self) -> tuple[int, int, int]:
-        """Return the blocks that share all work, or those of `Shares`."""
-        return (self.grid, 1, 1) if self.grid else super().main_grid
 
     @property
     def side(self) -> Side:

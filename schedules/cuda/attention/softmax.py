@@ -116,14 +116,19 @@ class Softmax:
     def _power(self, exponent: Expr) -> Expr:
         """Return 2^exponent, of each four so many by a polynomial as the schedule asks for."""
         self.powers += 1
-        by_products = self.powers % 4 < self.plan.polynomial
-        return ptx.exp2_by_products(exponent) if by_products else ptx.exp2(exponent)
+        return power(exponent, self.powers, self.plan.polynomial)
 
     def finish(self) -> None:
         """Add up the sums of lanes that share rows."""
         for row in range(2 * self.tiles):
             for distance in self.side.apart:
                 ptx.put(self.l, row, self.l[row] + ptx.across(self.l[row], distance))
+
+
+def power(exponent: Expr, number: int, polynomial: int) -> Expr:
+    """Return 2^exponent, the ``number``-th of them: ``polynomial`` of each four by products."""
+    by_products = number % 4 < polynomial
+    return ptx.exp2_by_products(exponent) if by_products else ptx.exp2(exponent)
 
 
 def capped(doubled: Expr, cap: float) -> Expr:

@@ -7,28 +7,30 @@ and so on. Who takes a piece changes nothing in it: results are those of the oth
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tvm.script import tirx as T
 
 from wattune.schedules.attention import visible
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.attention.place import Place, chunks_of, item_of
-from wattune.schedules.cuda.attention.plan import Plan
+from wattune.schedules.cuda.attention.plan import Shares
 from wattune.schedules.cuda.base import WARP
 from wattune.schedules.cuda.kernel import Block
 
 Expr = Any
 
+P = TypeVar("P", bound=Shares)
 
-class Work:
+
+class Work(Generic[P]):
     """Finds the pieces of a block; every warp does so by itself.
 
     Lane i knows the pieces of request ``group`` + i and of those of the group before it; ``before``
     counts those of earlier groups.
     """
 
-    def __init__(self, plan: Plan, block: Block) -> None:
+    def __init__(self, plan: P, block: Block) -> None:
         """Count the pieces of all requests."""
         self.plan, self.block = plan, block
         self.lane = block.thread % WARP
@@ -76,7 +78,7 @@ class Work:
         """Return the pieces of the group."""
         return ptx.from_lane(self.until[0], T.int32(WARP - 1))
 
-    def place(self, turn: Expr) -> Place[Plan]:
+    def place(self, turn: Expr) -> Place[P]:
         """Find the block's next piece: pieces must be asked for in order."""
         plan = self.plan
         piece = T.bind(self.block.x + turn * plan.grid)

@@ -11,8 +11,10 @@ from wattune.schedules.cuda.quantized_attention.plan import PART, WIDE, Quantize
 from wattune.schedules.target import Target
 from wattune.schedules.template import BlockUse, Counts
 
-# Instructions of the 8 scores of a lane: unit, maximum, exponential, sums, rounding.
-_SOFTMAX = 60
+# Instructions of the 8 scores of a lane: unit, maximum, sums, rounding; beside them exponentials.
+_SOFTMAX, _EXPONENTIALS = 52, 8
+# Those of an exponential without ex2.
+_POLYNOMIAL = 10
 # Those of each group of value channels: scales, zeros, rounding, bytes.
 _GROUP = 40
 # Of each step of keys with params per channel: scales and zeros in the order of codes.
@@ -41,6 +43,8 @@ def counts(plan: QuantizedPlan, target: Target) -> Counts:
     weights = _SOFTMAX + _GROUP * plan.cache.groups("v") + _GROUP * plan.cache.groups("k")
     matrix = 2 * (len(plan.steps) + 2 * plan.value_loads) * plan.panels
     blocks, registers = items * plan.row_tiles * splits, registers_of(plan)
+    exponentials = parts * plan.panels * _EXPONENTIALS
+    replaced = exponentials * plan.polynomial / 4
     return Counts(
         bytes={
             "memory": float(op.work(problem).bytes),
@@ -50,7 +54,9 @@ def counts(plan: QuantizedPlan, target: Target) -> Counts:
         operations={
             "matrix": parts * matrix,
             "shuffle": parts * plan.panels * (_SHUFFLES + 4 * plan.cache.groups("v")),
+            "special": exponentials - replaced,
             "alu": parts * (unpacking + plan.panels * weights)
+            + _POLYNOMIAL * replaced
             + taken * (scaling * plan.cache.per_channel("k") + 2 * plan.slot_bytes / WIDE / WARP),
         },
         tiles={
@@ -65,5 +71,7 @@ def counts(plan: QuantizedPlan, target: Target) -> Counts:
         parallelism=float(blocks) / room(plan, target),
         registers=float(registers),
         code=float(matrix * plan.step // PART),
-        block=BlockUse(float(blocks), plan.threads, registers, plan.shared.bytes),
+        block=BlockUse(
+            float(min(plan.grid or blocks, blocks)), plan.threads, registers, plan.shared.bytes
+        ),
     )

@@ -19,6 +19,7 @@ from wattune.schedules.cuda.attention.place import Place as BlockPlace
 from wattune.schedules.cuda.attention.place import chunks_of
 from wattune.schedules.cuda.attention.splits import Splits
 from wattune.schedules.cuda.attention.teams import Teams
+from wattune.schedules.cuda.attention.work import Work
 from wattune.schedules.cuda.kernel import Block, Shared
 from wattune.schedules.cuda.quantized_attention.finish import spread
 from wattune.schedules.cuda.quantized_attention.memory import Memory
@@ -42,17 +43,34 @@ class Attend:
     def emit(self, block: Block) -> None:
         """Emit it; blocks of splits that a request does not have end at once."""
         plan = self.plan
-        place = BlockPlace.of(plan, block)
         shared = Shared.of(plan.shared.bytes)
         if plan.dependent and plan.splits > 1 and plan.combine == "kernel":
             ptx.let_next_start()
-        chunks = T.int32(plan.splits)
+        if plan.grid:
+            self._pieces(block, shared)
+            return
+        place = BlockPlace.of(plan, block)
+        chunks = self._chunks(place)
         if plan.listed or plan.splits == 1:
             self._work(place, shared, chunks)
             return
-        chunks = chunks_of(plan, place.first, place.end)[1]
         with T.If(place.split < chunks), T.Then():
             self._work(place, shared, chunks)
+
+    def _pieces(self, block: Block, shared: Shared) -> None:
+        """Emit the work of a block that takes one split after the other."""
+        work = Work(self.plan, block)
+        with T.serial(work.count) as turn:
+            place = work.place(turn)
+            self._work(place, shared, self._chunks(place))
+            ptx.block_barrier()
+
+    def _chunks(self, place: BlockPlace[QuantizedPlan]) -> Expr:
+        """Return into how many splits the item's keys are cut."""
+        plan = self.plan
+        if plan.listed or plan.splits == 1:
+            return T.int32(plan.splits)
+        return chunks_of(plan, place.first, place.end)[1]
 
     def _work(self, block_place: BlockPlace[QuantizedPlan], shared: Shared, chunks: Expr) -> None:
         """Emit the work on a split."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from wattune.ops.quantized_decode_attention import QuantizedDecodeAttention
 from wattune.schedules.attention import Items
@@ -11,12 +12,13 @@ from wattune.schedules.cuda.attention.knobs import (
     MOST_REGISTERS,
     REGISTERS,
     RESERVED,
+    SPLITS,
     hopper,
     room_of,
     splits_for,
 )
 from wattune.schedules.cuda.quantized_attention.plan import COLUMNS, PART, QuantizedPlan
-from wattune.schedules.space import Constraint, Knob, Value, powers_of_two
+from wattune.schedules.space import Constraint, Knob, Value
 from wattune.schedules.target import Target
 
 # Registers of a thread beside sums, queries, scores and weights, at the most.
@@ -31,7 +33,7 @@ def plan_of(
     problem: QuantizedDecodeAttention, target: Target, values: Mapping[str, Value]
 ) -> QuantizedPlan:
     """Return the schedule."""
-    return QuantizedPlan(
+    plan = QuantizedPlan(
         problem=problem,
         teams=int(values["teams"]),
         row_warps=1,
@@ -41,10 +43,13 @@ def plan_of(
         combine=str(values["combine"]),
         blocks=int(values["blocks"]),
         dependent=hopper(target),
+        polynomial=int(values["polynomial"]),
+        grid=0,
         stages=int(values["stages"]),
         tile=int(values["tile"]),
         step=int(values["step"]),
     )
+    return replace(plan, grid=target.cores * room(plan, target)) if values["persistent"] else plan
 
 
 def registers_of(plan: QuantizedPlan) -> int:
@@ -67,7 +72,12 @@ def under_way(plan: QuantizedPlan, target: Target) -> int:
 
 
 def knobs(problem: QuantizedDecodeAttention, target: Target) -> tuple[Knob, ...]:
-    """Return the knobs, in the words of `QuantizedPlan`."""
+    """Return the knobs, in the words of `QuantizedPlan`.
+
+    Of dense attention's there are not: bulk copies, since lanes copy codes in the order in which
+    they read them; queries in shared memory, since they are operands of every step; several warps
+    to a team, since codes that become operands once serve up to 32 rows.
+    """
     found = _defaults(problem, target)
     values: dict[str, tuple[Value, ...]] = {
         "teams": (1, 2, 4, 8),
@@ -75,7 +85,9 @@ def knobs(problem: QuantizedDecodeAttention, target: Target) -> tuple[Knob, ...]
         "tile": tuple(t for t in (32, 64, 128) if problem.block_tokens % t == 0),
         "step": (32, 64),
         "stages": (2, 3, 4, 6),
-        "splits": tuple(sorted({*powers_of_two(1, 64), int(found["splits"])})),
+        "polynomial": (0, 1, 2),
+        "persistent": (False, True),
+        "splits": SPLITS,
         "split_keys": (LEAST_SPLIT,) if problem.block_size else (LEAST_SPLIT, 512, 1024, 2048),
         "combine": ("kernel", "last"),
         "blocks": (0, 1, 2, 3, 4),
@@ -97,6 +109,8 @@ def _defaults(problem: QuantizedDecodeAttention, target: Target) -> dict[str, Va
         "tile": max(t for t in (32, 64) if t <= most and problem.block_tokens % t == 0),
         "step": 32,
         "stages": 2,
+        "polynomial": 0,
+        "persistent": False,
         "splits": 1,
         "split_keys": LEAST_SPLIT,
         "combine": "kernel",

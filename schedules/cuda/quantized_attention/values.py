@@ -9,6 +9,7 @@ from tvm.script import tirx as T
 
 from wattune.ops.kv_quantization import QUAD
 from wattune.schedules.cuda import ptx
+from wattune.schedules.cuda.attention.softmax import power
 from wattune.schedules.cuda.quantized_attention.codes import Codes
 from wattune.schedules.cuda.quantized_attention.keys import Slot, four
 from wattune.schedules.cuda.quantized_attention.place import Place
@@ -79,7 +80,7 @@ class Values:
             weights = ptx.registers(8, "float32")
             for i in range(8):
                 octet, at = i // 2, 2 * panel + i % 2
-                weight = ptx.exp2(score[i] - state.references[at])
+                weight = power(score[i] - state.references[at], i, plan.polynomial)
                 ptx.put(weights, i, weight)
                 ptx.put(state.totals, at, state.totals[at] + weights[i])
                 for group in range(plan.cache.groups("v")):
