@@ -33,11 +33,13 @@ ARCHS = ("sm_80", "sm_90a")
 ROWS = (16, 32768)
 Schedules = tuple[dict[str, Value], ...]
 
+# Rows by the copy engine, asked for by all warps or by one of its own; of Hopper alone.
+_BULK: Schedules = ({"copies": "bulk"}, {"copies": "bulk", "roles": "producer"})
 # Groups of 8 and 16 with one query token; MiMo-V2-Flash's global layers with 4 and 8: 64 and 128
 # rows.
 _MIMO: Schedules = ({"long_side": "keys"}, {}, {"polynomial": 2})
 CASES: tuple[tuple[DecodeAttention, Schedules], ...] = (
-    (DecodeAttention(*ROWS, 64, 8, 128), ({}, {"polynomial": 2}, {"persistent": True})),
+    (DecodeAttention(*ROWS, 64, 8, 128), ({}, {"polynomial": 2}, {"persistent": True}, *_BULK)),
     (DecodeAttention(*ROWS, 64, 4, 128), ({"long_side": "keys"}, {})),
     (DecodeAttention(*ROWS, 64, 4, 192, value_dim=128, query_tokens=4), _MIMO),
     (DecodeAttention(*ROWS, 64, 4, 192, value_dim=128, query_tokens=8), _MIMO),
@@ -77,8 +79,11 @@ def row_of(problem: DecodeAttention, arch: str, knobs: dict[str, Value]) -> dict
     moved = 2 * plan.block_keys * (problem.head_dim + problem.value_dim)
     # Each of the blocks that share an item's keys asks for them; memory is read once.
     brought = moved / (rates.memory / target.cores / rates.clock) / plan.row_tiles
-    warps = plan.threads // 32
-    shares = {n: round(c * warps / brought, 3) for n, c in unit_clocks(loop, arch).items()}
+    # A producer has a loop of its own, which is short of products.
+    clocks = {n: c * plan.teams * plan.row_warps for n, c in unit_clocks(loop, arch).items()}
+    if plan.copies == "bulk":
+        clocks["shared"] += moved / rates.l1
+    shares = {name: round(count / brought, 3) for name, count in clocks.items()}
     return {
         "problem": str(problem),
         "arch": arch,
@@ -94,8 +99,12 @@ def rows(archs: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Yield one row a schedule and architecture."""
     for problem, schedules in CASES:
         for arch in archs:
+            space = templates_for(problem, target := Target.parse(f"cuda:{arch}"))[0].space(
+                problem, target
+            )
             for knobs in schedules:
-                yield row_of(problem, arch, knobs)
+                if space.contains({**space.default(), **knobs}):
+                    yield row_of(problem, arch, knobs)
 
 
 def main() -> None:

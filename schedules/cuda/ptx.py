@@ -103,6 +103,11 @@ def arrive(barrier: Expr, count: Expr) -> None:
     _emit("mbarrier.arrive.expect_tx.shared.b64", barrier, T.cast(count, "uint32"))
 
 
+def arrive_alone(barrier: Expr) -> None:
+    """Arrive; what this thread has read or written is done with (mbarrier.arrive)."""
+    _emit("mbarrier.arrive.shared.b64", barrier)
+
+
 def arrivals_wait(barrier: Expr, parity: Expr) -> None:
     """Wait until the phase of this parity, 0 first, is complete (mbarrier.try_wait)."""
     T.evaluate(T.cuda.mbarrier_wait(barrier, parity))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.emulator.cuda.driver import reversed_order
 from tests.schedules.cuda import AMPERE, HOPPER, TINY, check_kernel
 
 from wattune.ops import Problem
@@ -64,6 +65,16 @@ SCHEDULES: tuple[Case, ...] = (
         {"rows": 32, "keys": 16, "row_warps": 1, "queries": "shared", "teams": 2},
     ),
 )
+# A warp of its own has the copy engine fill all rings; requests shorter than a ring, and none.
+PRODUCER: tuple[Case, ...] = (
+    ((3, 300, 4, 1, 64), {"return_lse": True}, {"splits": 2, "combine": "last"}),
+    ((2, 200, 8, 2, 64), {"page_size": 16, "window": 150}, {"stages": 2, "teams": 2}),
+    (
+        (2, 150, 16, 1, 64),
+        {"query_tokens": 4, "dtype": "float16"},
+        {"rows": 16, "row_warps": 4, "teams": 2, "keys": 32, "stages": 3},
+    ),
+)
 # On two SMs: blocks with several pieces; more requests than a warp has lanes.
 PERSISTENT: tuple[Case, ...] = (
     ((3, 900, 8, 2, 64), {"return_lse": True}, {"splits": 4, "combine": "last"}),
@@ -73,6 +84,7 @@ PERSISTENT: tuple[Case, ...] = (
         {"window": 400},
         {"copies": "bulk", "splits": 2, "rows": 8, "long_side": "keys"},
     ),
+    ((2, 600, 4, 1, 64), {}, {"copies": "bulk", "roles": "producer", "splits": 3}),
 )
 
 
@@ -105,6 +117,15 @@ def test_pages(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", SCHEDULES)
 def test_schedules(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, monkeypatch)
+
+
+@pytest.mark.parametrize("case", PRODUCER)
+def test_a_producer(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, fields, knobs = case
+    knobs = {"copies": "bulk", "roles": "producer", **knobs}
+    check((sizes, fields, knobs), monkeypatch)
+    with reversed_order():
+        check((sizes, fields, knobs), monkeypatch)
 
 
 @pytest.mark.parametrize("case", PERSISTENT)

@@ -29,7 +29,10 @@ BLOCKS = BlockSparseDecodeAttention(2, 300, 8, 2, 64, max_blocks=4, block_size=3
 
 @pytest.mark.parametrize("combine", ["kernel", "last"])
 def test_other_requests_change_no_bit(combine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does the grid. The workspace is as the call before left it: counters start from it."""
+    """Nor do the grid and who copies.
+
+    The workspace is as the call before left it: counters start from it.
+    """
     knobs = {"splits": 4, "combine": combine}
     alone, together, shorter = outputs(HOPPER, knobs, monkeypatch)
     assert alone[1].any() and not alone[0].any()
@@ -38,6 +41,8 @@ def test_other_requests_change_no_bit(combine: str, monkeypatch: pytest.MonkeyPa
     assert (together[1] != shorter[1]).any()
     persistent = outputs(TINY, {**knobs, "persistent": True}, monkeypatch)
     np.testing.assert_array_equal(persistent, (alone, together, shorter))
+    apart = outputs(HOPPER, {**knobs, "copies": "bulk", "roles": "producer"}, monkeypatch)
+    np.testing.assert_array_equal(apart, (alone, together, shorter))
 
 
 def outputs(target: Target, knobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:

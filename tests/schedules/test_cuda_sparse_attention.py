@@ -33,6 +33,10 @@ BLOCKS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
         {"persistent": True, "copies": "bulk", "splits": 2, "stages": 2},
     ),
     ({"max_blocks": 2, "block_size": 64, "dtype": "float16"}, {"splits": 8, "stages": 2}),
+    (
+        {"max_blocks": 6, "block_size": 16, "window": 90, "page_size": 16, "return_lse": True},
+        {"copies": "bulk", "roles": "producer", "splits": 2, "teams": 2},
+    ),
 )
 TOKENS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     ({"max_tokens": 90, "query_tokens": 2, "return_lse": True}, {"splits": 2}),
@@ -41,6 +45,7 @@ TOKENS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
         {"splits": 2, "copies": "bulk"},
     ),
     ({"max_tokens": 5, "window": 100, "sinks": True}, {"splits": 1, "row_warps": 1}),
+    ({"max_tokens": 90, "query_tokens": 2}, {"copies": "bulk", "roles": "producer"}),
 )
 
 

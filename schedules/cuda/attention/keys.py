@@ -39,16 +39,16 @@ class Keys(ABC):
         self.key = T.bind(place.lane % self.plan.keys)
 
     @abstractmethod
-    def name(self, tile: Expr) -> None:
-        """Emit the choice of this lane's key of a tile: the next to be fetched."""
+    def name(self, tile: Expr, team: Expr) -> None:
+        """Emit the choice of this lane's key of a team's tile: the next to be fetched."""
 
     def some(self) -> Expr | None:
         """Return whether the tile to be fetched has a key; None where all have."""
         return None
 
     @abstractmethod
-    def keep(self, slot: Expr) -> None:
-        """Emit what `positions` needs of the tile that goes to a slot of the ring."""
+    def keep(self, slot: Expr, team: Expr) -> None:
+        """Emit what `positions` needs of the tile that goes to a slot of a team's ring."""
 
     @abstractmethod
     def begin(self, tile: Expr, slot: Expr) -> None:
@@ -72,22 +72,22 @@ class Dense(Keys):
         tiles, self.chunks = chunks_of(self.plan, place.first, place.end)
         begin = T.bind(tiles * place.split // self.chunks)
         self.count = T.bind(tiles * (place.split + 1) // self.chunks - begin)
-        self.start = T.bind(place.first + (begin * self.plan.teams + place.team) * self.plan.keys)
+        self.start = T.bind(place.first + begin * self.plan.block_keys)
 
-    def _first(self, tile: Expr) -> Expr:
-        return self.start + tile * self.plan.block_keys
+    def _first(self, tile: Expr, team: Expr) -> Expr:
+        return self.start + team * self.plan.keys + tile * self.plan.block_keys
 
-    def name(self, tile: Expr) -> None:
+    def name(self, tile: Expr, team: Expr) -> None:
         """Take the next positions, the last one again beyond the end."""
-        position = T.bind(T.min(self._first(tile) + self.key, self.place.end - 1))
+        position = T.bind(T.min(self._first(tile, team) + self.key, self.place.end - 1))
         ptx.put(self.row, 0, self.place.cache_row(position))
 
-    def keep(self, slot: Expr) -> None:
+    def keep(self, slot: Expr, team: Expr) -> None:
         """Keep nothing: a tile's number says where it is."""
 
     def begin(self, tile: Expr, slot: Expr) -> None:
         """Note the tile."""
-        self.now = T.bind(self._first(tile))
+        self.now = T.bind(self._first(tile, self.place.team))
 
     def position(self, key: Expr) -> Expr:
         """Count on from the first."""
@@ -139,10 +139,10 @@ class Listed(Keys):
                 ptx.put(found, 0, position)
         return found[0]
 
-    def name(self, tile: Expr) -> None:
+    def name(self, tile: Expr, team: Expr) -> None:
         """Take the next slots; the first key that is seen stands in for those that are not."""
         plan, place = self.plan, self.place
-        number = (tile * plan.splits + place.split) * plan.teams + place.team
+        number = (tile * plan.splits + place.split) * plan.teams + team
         ptx.put(self.named, 0, self._entry(T.bind(number * plan.keys + self.key)))
         ptx.put(self.lanes, 0, ptx.ballot(self.named[0] >= 0))
         with T.If(self.lanes[0] != T.uint32(0)), T.Then():
@@ -155,18 +155,18 @@ class Listed(Keys):
         """Say whether some lane named a key."""
         return self.lanes[0] != T.uint32(0)
 
-    def _at(self, slot: Expr) -> Expr:
-        return (self.place.team * self.plan.stages + slot) * self.plan.keys
+    def _at(self, slot: Expr, team: Expr) -> Expr:
+        return (team * self.plan.stages + slot) * self.plan.keys
 
-    def keep(self, slot: Expr) -> None:
+    def keep(self, slot: Expr, team: Expr) -> None:
         """Keep the positions beside the rows: one warp of the team writes them."""
         place = self.place
         with T.If(place.in_team < self.plan.keys), T.Then():
-            ptx.put(self.positions, self._at(slot) + self.key, self.named[0])
+            ptx.put(self.positions, self._at(slot, team) + self.key, self.named[0])
 
     def begin(self, tile: Expr, slot: Expr) -> None:
         """Read this lane's position, to know whether there is any."""
-        self.at = T.bind(self._at(slot))
+        self.at = T.bind(self._at(slot, self.place.team))
         self.found = T.bind(ptx.ballot(self.positions[self.at + self.key] >= 0))
 
     def any(self) -> Expr:

@@ -45,6 +45,7 @@ def plan_of(problem: Any, target: Target, values: Mapping[str, Value]) -> Plan:
         shape=str(values["shape"]),
         queries=str(values["queries"]),
         long_side=str(values["long_side"]),
+        roles=str(values["roles"]),
         polynomial=int(values["polynomial"]),
         splits=int(values["splits"]),
         split_keys=int(values["split_keys"]),
@@ -92,6 +93,7 @@ def knobs(problem: Any, target: Target) -> tuple[Knob, ...]:
         "shape": ("pad", "xor") if whole else ("pad",),
         "queries": ("registers", "shared"),
         "long_side": ("keys", "rows"),
+        "roles": ("alike", "producer") if hopper(target) else ("alike",),
         "polynomial": (0, 1, 2),
         "persistent": (False, True),
         "splits": SPLITS,
@@ -114,10 +116,10 @@ def _possible(
     Most points of a space should be schedules, or samples are hard to find.
     """
     least = {**default, "keys": 16, "rows": 8, "stages": 2, "shape": "pad", "queries": "shared"}
-    least |= {"long_side": "keys", "persistent": False, "polynomial": 0}
+    least |= {"long_side": "keys", "roles": "alike", "persistent": False, "polynomial": 0}
     least |= {"splits": 2, "blocks": 0, "copies": "async", "combine": "kernel"}
     shapes = [{"teams": teams, "row_warps": warps} for teams, warps in ((2, 1), (1, 2), (1, 4))]
-    shapes.append({**shapes[0], "rows": LONG})
+    shapes += [{**shapes[0], "rows": LONG}, {**shapes[0], "copies": "bulk"}]
 
     def fits(value: Value) -> bool:
         return any(all(r.holds({**least, **s, name: value}) for r in rules) for s in shapes)
@@ -143,6 +145,7 @@ def _defaults(problem: Any, target: Target) -> dict[str, Value]:
         "shape": "pad",
         "queries": "registers",
         "long_side": "keys",
+        "roles": "alike",
         "polynomial": 0,
         "persistent": False,
         "splits": 1,
@@ -222,6 +225,10 @@ def constraints(problem: Any, target: Target) -> tuple[Constraint, ...]:
         Constraint(
             "bulk copies fill padded rows",
             lambda v: v["copies"] == "async" or v["shape"] == "pad",
+        ),
+        Constraint(
+            "a producer needs the copy engine",
+            lambda v: v["roles"] == "alike" or v["copies"] == "bulk",
         ),
         Constraint(
             "without splits there is nothing to combine",

@@ -124,6 +124,8 @@ class Plan(Shares):
     or ``bulk`` (rows, by the copy engine). ``shape`` of rows in shared memory: ``pad`` by 16
     bytes, or ``xor`` chunks with the row's number. ``queries`` stay in ``registers`` or are read
     again from ``shared`` memory. ``long_side`` of the products: ``keys`` or query ``rows``.
+    ``roles`` of warps: all ``alike``, or one more warp is the ``producer`` that has the copy engine
+    fill the rings of all teams, which only multiply.
     """
 
     keys: int
@@ -132,6 +134,17 @@ class Plan(Shares):
     shape: str
     queries: str
     long_side: str
+    roles: str
+
+    @property
+    def producer(self) -> bool:
+        """Say whether a warp of its own fills the rings."""
+        return self.roles == "producer"
+
+    @property
+    def threads(self) -> int:
+        """Return the threads of a block, those of a producer behind the teams'."""
+        return super().threads + WARP * self.producer
 
     @property
     def side(self) -> Side:
@@ -163,6 +176,6 @@ class Plan(Shares):
             queries=2 * self.block_rows * self.stride(problem.head_dim),
             state=8 * self.teams * self.block_rows,
             positions=4 * slots * self.keys if self.listed else 0,
-            barriers=8 * slots if self.copies == "bulk" else 0,
+            barriers=8 * slots * (1 + self.producer) if self.copies == "bulk" else 0,
             last=4 if self.combine == "last" else 0,
         )

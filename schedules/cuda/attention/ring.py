@@ -43,7 +43,10 @@ class Slots:
 
 
 class Ring(ABC):
-    """The slots of a block's teams, keys and values; fetched by all threads of a team."""
+    """The slots of a block's teams, keys and values; fetched by all threads of a team.
+
+    Or by a producer, which then waits until a team has left a slot.
+    """
 
     def __init__(self, place: Place[Plan], shared: Shared) -> None:
         """Declare the slots and the caches they are filled from."""
@@ -57,9 +60,9 @@ class Ring(ABC):
             "v": place.block.view("v_cache", "uint16"),
         }
 
-    def row(self, slot: Expr) -> Expr:
-        """Return the first row of a slot of the thread's team."""
-        return (self.place.team * self.plan.stages + slot) * self.plan.keys
+    def row(self, slot: Expr, team: Expr) -> Expr:
+        """Return the first row of a slot of a team."""
+        return (team * self.plan.stages + slot) * self.plan.keys
 
     def barrier(self) -> None:
         """Emit the wait for the team's threads."""
@@ -73,8 +76,11 @@ class Ring(ABC):
         """Emit what must run before the first fetch."""
 
     @abstractmethod
-    def fetch(self, slot: Expr, row: Expr, some: Expr | None) -> None:
-        """Begin to copy the rows that the lanes name (``row``); none where ``some`` is false."""
+    def fetch(self, slot: Expr, team: Expr, row: Expr, some: Expr | None) -> None:
+        """Begin to copy the rows that the lanes name (``row``) to a slot of a team.
+
+        None where ``some`` is false.
+        """
 
     @abstractmethod
     def fetched(self) -> None:
@@ -99,9 +105,9 @@ class Async(Ring):
     def begin(self) -> None:
         """Do nothing: groups are counted for each thread."""
 
-    def fetch(self, slot: Expr, row: Expr, some: Expr | None) -> None:
+    def fetch(self, slot: Expr, team: Expr, row: Expr, some: Expr | None) -> None:
         """Copy keys, then values."""
-        base = T.bind(self.row(slot))
+        base = T.bind(self.row(slot, team))
         if some is None:
             self._copy(base, row)
         else:
@@ -145,43 +151,62 @@ class Async(Ring):
 
 
 class Bulk(Ring):
-    """Copies of rows by the copy engine, one lane a key; a barrier a slot counts the bytes."""
+    """Copies of rows by the copy engine, one lane a key; a barrier a slot counts the bytes.
+
+    With a producer there is a second one a slot, behind those, at which the team's warps arrive
+    when they have left it.
+    """
 
     def begin(self) -> None:
         """Set up the barriers."""
         plan = self.plan
         count = plan.teams * plan.stages
-        self.barriers = self.shared.view(plan.shared.starts["barriers"], count, "uint64")
+        self.slots, self.count = count, count * (1 + plan.producer)
+        self.barriers = self.shared.view(plan.shared.starts["barriers"], self.count, "uint64")
         with T.If(self.place.block.thread == 0), T.Then():
-            for slot in range(count):
-                ptx.arrivals_begin(self.barriers.ptr_to([slot]), 1)
+            for at in range(self.count):
+                arrivals = 1 if at < count else plan.row_warps
+                ptx.arrivals_begin(self.barriers.ptr_to([at]), arrivals)
             ptx.arrivals_begun()
 
-    def _barrier(self, slot: Expr) -> Expr:
-        return self.barriers.ptr_to([self.place.team * self.plan.stages + slot])
+    def _barrier(self, slot: Expr, team: Expr) -> Expr:
+        return self.barriers.ptr_to([team * self.plan.stages + slot])
 
-    def fetch(self, slot: Expr, row: Expr, some: Expr | None) -> None:
+    def _left(self, slot: Expr, team: Expr) -> Expr:
+        return self.barriers.ptr_to([self.slots + team * self.plan.stages + slot])
+
+    def leave(self, slot: Expr) -> None:
+        """Let the producer have a slot: this warp has read all that it needs of it."""
+        ptx.warp_barrier()
+        with T.If(self.place.lane == 0), T.Then():
+            ptx.arrive_alone(self._left(slot, self.place.team))
+
+    def wait_left(self, slot: Expr, team: Expr, parity: Expr) -> None:
+        """Wait until all warps of a team have left a slot."""
+        ptx.arrivals_wait(self._left(slot, team), parity)
+
+    def fetch(self, slot: Expr, team: Expr, row: Expr, some: Expr | None) -> None:
         """Copy a key's and a value's row by each lane of a team's first warp that has one."""
         keys = self.plan.keys
         size = 2 * keys * (self.k.width + self.v.width)
         count = T.int32(size) if some is None else T.Select(some, T.int32(size), T.int32(0))
         with T.If(self.place.in_team == 0), T.Then():
-            ptx.arrive(self._barrier(slot), count)
+            ptx.arrive(self._barrier(slot, team), count)
         ptx.warp_barrier()
         wanted = self.place.in_team < keys
         with T.If(wanted if some is None else T.And(wanted, some)), T.Then():
-            at = T.bind(self.row(slot) + self.place.in_team)
+            at = T.bind(self.row(slot, team) + self.place.in_team)
             for name, slots in (("k", self.k), ("v", self.v)):
                 source = self.caches[name].ptr_to([row * slots.width])
                 into = slots.pointer(at, 0, 0)
-                ptx.copy_row(into, source, 2 * slots.width, self._barrier(slot))
+                ptx.copy_row(into, source, 2 * slots.width, self._barrier(slot, team))
 
     def fetched(self) -> None:
         """Do nothing: barriers know their bytes."""
 
     def wait(self, slot: Expr, parity: Expr) -> None:
         """Wait for the slot's bytes."""
-        ptx.arrivals_wait(self._barrier(slot), parity)
+        ptx.arrivals_wait(self._barrier(slot, self.place.team), parity)
 
     def end(self) -> None:
         """Do nothing: every fetch has been waited for."""
@@ -191,8 +216,8 @@ class Bulk(Ring):
         ptx.stores_end()
         ptx.block_barrier()
         with T.If(self.place.block.thread == 0), T.Then():
-            for slot in range(self.plan.teams * self.plan.stages):
-                ptx.arrivals_end(self.barriers.ptr_to([slot]))
+            for at in range(self.count):
+                ptx.arrivals_end(self.barriers.ptr_to([at]))
 
 
 def ring_of(place: Place[Plan], shared: Shared) -> Ring:
