@@ -118,7 +118,9 @@ def _possible(
     least = {**default, "keys": 16, "rows": 8, "stages": 2, "shape": "pad", "queries": "shared"}
     least |= {"long_side": "keys", "roles": "alike", "persistent": False, "polynomial": 0}
     least |= {"splits": 2, "blocks": 0, "copies": "async", "combine": "kernel"}
-    shapes = [{"teams": teams, "row_warps": warps} for teams, warps in ((2, 1), (1, 2), (1, 4))]
+    shapes: list[Values] = [
+        {"teams": teams, "row_warps": warps} for teams, warps in ((2, 1), (1, 2), (1, 4))
+    ]
     shapes += [{**shapes[0], "rows": LONG}, {**shapes[0], "copies": "bulk"}]
 
     def fits(value: Value) -> bool:
