@@ -12,8 +12,9 @@ import numpy as np
 
 from wattune.compiler.bundle.contents import copy_runner
 from wattune.compiler.bundle.manifest import NAME, Manifest
+from wattune.compiler.cc import compiler
 from wattune.compiler.cuda.device_code import device_compiler
-from wattune.compiler.cuda.program import limits_image
+from wattune.compiler.cuda.program import LIMITS_IMAGE, limits_image
 from wattune.compiler.measure.affinity import usable_cpus
 from wattune.compiler.measure.builder import BuildPool, BuildResult
 from wattune.compiler.search.task import Task
@@ -24,6 +25,8 @@ from wattune.schedules.host import toolchain
 from wattune.schedules.target import Target
 
 CANDIDATES = "candidates"
+# What a folder may hold before its manifest, which is written last, is there.
+_PARTS = {CANDIDATES, LIMITS_IMAGE, "run.py", "site"}
 # What the CUDA release that compiles needs at least, by its own table.
 _DRIVER = "580 (CUDA 13.0)"
 
@@ -48,12 +51,13 @@ def create(
     ``built(done, all)`` hears of every build. A candidate that does not build is in the manifest
     with the reason. `WattuneError` for a folder that holds something else.
     """
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / NAME).exists():
-            raise WattuneError(f"{folder} holds something else; give a new folder")
-        shutil.rmtree(folder)
-    made = folder / CANDIDATES
+    made = _emptied(folder) / CANDIDATES
     made.mkdir(parents=True)
+    compiler()  # an error now, not for every candidate
+    versions, image = toolchain(), ""
+    if target.kind == "cuda":
+        image = limits_image(target, folder).name
+        versions = {**versions, device_compiler().name: device_compiler().version}
     drawn = [
         candidate
         for problem in dict.fromkeys(problems)
@@ -68,14 +72,19 @@ def create(
     order = {candidate: at for at, candidate in enumerate(candidates)}
     results.sort(key=lambda result: order[result.candidate])
     copy_runner(folder, target)
-    versions, image = toolchain(), ""
-    if target.kind == "cuda":
-        image = limits_image(target, folder).name
-        versions = {**versions, device_compiler().name: device_compiler().version}
     found = Manifest(target, mode, seed, {}, versions, tuple(results), image)
     found = replace(found, needs=_needs(found, folder))
     found.write(folder)
     return found
+
+
+def _emptied(folder: Path) -> Path:
+    """Remove an old bundle, or what is left of one whose making was broken off."""
+    if folder.exists() and (names := {path.name for path in folder.iterdir()}):
+        if NAME not in names and not names <= _PARTS:
+            raise WattuneError(f"{folder} holds something else; give a new folder")
+        shutil.rmtree(folder)
+    return folder
 
 
 def _candidates(problem: Problem, target: Target, samples: int, seed: int) -> list[Candidate]:

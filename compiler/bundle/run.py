@@ -57,6 +57,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     try:
         options = _options(arguments)
         manifest = Manifest.read(folder)
+        _check_names(manifest, options.only)
         _check(manifest)
         return Run(manifest, folder, options).all()
     except (WattuneError, OSError) as error:
@@ -74,17 +75,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _options(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(prog="run.py", description="Measure this bundle's candidates.")
     parser.add_argument("--out", required=True, type=Path, help="records, one a line; appended to")
-    parser.add_argument("--minutes", type=float, help="end after so many minutes")
+    parser.add_argument("--minutes", type=_minutes, help="end after so many minutes")
     parser.add_argument(
         "--energy",
-        type=int,
+        type=_count,
         default=0,
         metavar="K",
         help="measure energy too, of the default and the K fastest of each problem (GPUs)",
     )
     parser.add_argument(
         "--confirm",
-        type=int,
+        type=_count,
         default=3,
         metavar="K",
         help="measure the default and the K fastest again in turn, 0 for none (default: 3)",
@@ -99,6 +100,32 @@ def _options(arguments: Sequence[str] | None) -> Options:
     given = parser.parse_args(arguments)
     seconds = float("inf") if given.minutes is None else 60 * given.minutes
     return Options(given.out, seconds, given.energy, given.confirm, tuple(given.only))
+
+
+def _minutes(text: str) -> float:
+    """Read a time; in none nothing new is measured."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = float("nan")
+    if not found >= 0:
+        raise argparse.ArgumentTypeError(f"{text} minutes; allowed: a number >= 0")
+    return found
+
+
+def _count(text: str) -> int:
+    """Read how many, none included."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} candidates; allowed: an integer >= 0")
+    return int(text)
+
+
+def _check_names(manifest: Manifest, only: Sequence[str]) -> None:
+    """Refuse names that no problem has: nothing would be measured."""
+    names = [str(problem) for problem in manifest.problems]
+    for text in only:
+        if not any(text in name for name in names):
+            raise WattuneError(f"--only {text!r}: no problem's name has it; {'; '.join(names)}")
 
 
 def _check(manifest: Manifest) -> None:

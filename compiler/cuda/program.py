@@ -19,6 +19,7 @@ from wattune.schedules.cuda.program import GpuProgram
 from wattune.schedules.target import Target
 
 _LAUNCHER = ("gpu.c", "gpu_driver.c")
+LIMITS_IMAGE = "limits.image"
 LIMITS_SOURCE = LIBRARY.parent / "measure" / "gpu_limits.cu"
 
 
@@ -88,7 +89,7 @@ def block_facts(program: GpuProgram, image: device_code.Image) -> dict[str, floa
 
 def limits_image(target: Target, folder: Path) -> Path:
     """Compile the kernel that measures a device's limits into a file of the folder."""
-    path = folder / "limits.image"
+    path = folder / LIMITS_IMAGE
     path.write_bytes(device_code.compile_image(LIMITS_SOURCE.read_text(), [target.arch]).data)
     return path
 

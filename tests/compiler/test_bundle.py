@@ -16,14 +16,16 @@ from pathlib import Path
 import pytest
 
 from wattune.compiler import cli
+from wattune.compiler.bundle import create as create_module
 from wattune.compiler.bundle.create import create
 from wattune.compiler.bundle.manifest import Manifest
 from wattune.compiler.bundle.results import Results
 from wattune.compiler.bundle.run import main as run_main
+from wattune.compiler.cuda import device_code
 from wattune.compiler.database import Database
 from wattune.compiler.measure.confirm import is_confirmation
 from wattune.compiler.record_formats import record_from_line
-from wattune.errors import RecordError, WattuneError
+from wattune.errors import MissingDependencyError, RecordError, WattuneError
 from wattune.ops import DecodeAttention, TernaryGemm
 from wattune.schedules.candidate import Candidate, Record, Schedule
 from wattune.schedules.host import fingerprint
@@ -184,6 +186,55 @@ def test_time_is_kept_and_problems_are_picked(
     done = run(bundle, bare, "--out", str(out), "--only", "4x64x128", "--confirm", "0")
     assert done.returncode == 0
     assert {str(r.candidate.problem) for r in records_in(out)} == {"ternary_gemm 4x64x128"}
+
+
+def test_making_that_was_broken_off_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without nvcc nothing is built first, and the folder can be used once there is one."""
+    folder = tmp_path / "made"
+    problem, target = DecodeAttention(1, 64, 2, 1, 64), Target.parse("cuda:sm_90a")
+    missing = MissingDependencyError("nvidia-cuda-nvcc", "compiling for CUDA", "cuda")
+
+    def compile_image(*_: object) -> None:
+        raise missing
+
+    monkeypatch.setattr(device_code, "compile_image", compile_image)
+    monkeypatch.setattr(create_module, "BuildPool", None)
+    for _ in range(2):
+        with pytest.raises(MissingDependencyError, match="compiling for CUDA needs nvidia-cuda"):
+            create([problem], target, folder, 1)
+        assert folder.exists()
+    (folder / "mine.txt").touch()
+    with pytest.raises(WattuneError, match="holds something else"):
+        create([problem], target, folder, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--minutes", "-1"), "argument --minutes: -1 minutes; allowed: a number >= 0"),
+        (("--minutes", "nan"), "argument --minutes: nan minutes; allowed: a number >= 0"),
+        (("--energy", "-3"), "argument --energy: -3 candidates; allowed: an integer >= 0"),
+        (("--confirm", "few"), "argument --confirm: few candidates; allowed: an integer >= 0"),
+        (("--only", "no such"), "error: --only 'no such': no problem's name has it; ternary_gemm"),
+    ],
+)
+def test_wrong_arguments_of_a_run(
+    bundle: Path,
+    tmp_path: Path,
+    words: Sequence[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing is started, and no file is left."""
+    out = tmp_path / "records.jsonl"
+    try:
+        status = run_main(bundle, ["--out", str(out), *words])
+    except SystemExit as leaving:
+        status = int(str(leaving.code))
+    assert status == 2 and message in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_bundle_is_small_and_says_what_it_needs(bundle: Path) -> None:
