@@ -117,7 +117,9 @@ def _knob(name: str, values: Sequence[Value], default: Mapping[str, Value]) -> K
     if ordered:
         distinct = tuple(sorted(distinct, key=int))
     middle = distinct[(len(distinct) - 1) // 2] if ordered else distinct[0]
-    return Knob(name, distinct, default.get(name, middle))
+    # A table may hold a part of the space, without the default's value.
+    wanted = default.get(name, middle)
+    return Knob(name, distinct, wanted if wanted in distinct else middle)
 
 
 class TabularTemplate(Template):

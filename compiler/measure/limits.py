@@ -115,9 +115,14 @@ class ReadMeter:
         self._memory: NDArray[np.uint8] = pages(most + (1 << 16), huge)
         self._memory[:] = 1
 
-    def gbps(self, footprint: int, threads: int, seconds: float = 0) -> float:
-        """Return GB/s of reading a footprint again and again, in the fastest of several ways."""
-        library, cpus = _host()
+    def gbps(
+        self, footprint: int, threads: int, seconds: float = 0, cpus: Sequence[int] = ()
+    ) -> float:
+        """Return GB/s of reading a footprint again and again, in the fastest of several ways.
+
+        ``cpus``: those to read on, by default all that this thread may use.
+        """
+        library, usable = _host()
         # Enough passes for a median where one takes long; 10 GB/s is slow for a core.
         budget = seconds or max(READ_SECONDS, READ_PASSES * footprint / 10e9)
         found = [
@@ -126,7 +131,7 @@ class ReadMeter:
                 ctypes.c_int64(footprint),
                 ctypes.c_int(way),
                 ctypes.c_int(threads),
-                _processors(cpus, threads),
+                _processors(list(cpus) or usable, threads),
                 ctypes.c_double(budget),
             )
             for way in range(_WAYS)
@@ -134,9 +139,15 @@ class ReadMeter:
         return float(max(found)) * 1e-9
 
 
-def read_bandwidth_at(footprint: int, threads: int, huge: bool = True, seconds: float = 0) -> float:
+def read_bandwidth_at(
+    footprint: int,
+    threads: int,
+    huge: bool = True,
+    seconds: float = 0,
+    cpus: Sequence[int] = (),
+) -> float:
     """Measure GB/s of reading exactly this footprint, now, with this many pinned threads."""
-    return ReadMeter(footprint, huge).gbps(footprint, threads, seconds)
+    return ReadMeter(footprint, huge).gbps(footprint, threads, seconds, cpus)
 
 
 def unit_gops(unit: str, threads: int, seconds: float = UNIT_SECONDS) -> float:

@@ -57,6 +57,7 @@ class Measurer:
         """Take mode, threads, footprint and seed from the set-up message."""
         self._mode = str(setup["mode"])
         self._threads = int(setup["threads"])
+        self._cpus = [int(cpu) for cpu in setup["cpus"]]
         self._footprint = int(setup["footprint"])
         self._seed = int(setup["seed"])
         self._binder = Binder(self._seed)
@@ -70,7 +71,8 @@ class Measurer:
         A request for ``limits`` is answered with them.
         """
         if "limits" in request:
-            gbps = read_bandwidth_at(self._footprint, self._threads)
+            # OpenMP has bound this thread to its first place: it may not use the others itself.
+            gbps = read_bandwidth_at(self._footprint, self._threads, cpus=self._cpus)
             return {"limits": {"read_gbps": gbps}}
         library = Library(request["library"])
         try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
+from wattune.compiler.measure.affinity import usable_cpus
 from wattune.compiler.measure.limits import (
     Limits,
     footprints,
@@ -58,3 +60,17 @@ def test_units_are_measured_where_the_machine_has_them() -> None:
 def test_more_threads_than_cores_are_refused() -> None:
     with pytest.raises(TargetError, match=r"threads is 100000; allowed: 1 to \d+"):
         read_bandwidth_at(MIB, 100000)
+
+
+def test_a_thread_that_is_bound_to_one_core_can_measure_several() -> None:
+    cpus = usable_cpus()
+    if len(cpus) < 2:
+        pytest.skip("one core")
+    # As OpenMP binds the first thread of a process.
+    os.sched_setaffinity(0, cpus[:1])
+    try:
+        with pytest.raises(TargetError, match="threads is 2; allowed: 1 to 1"):
+            read_bandwidth_at(MIB, 2, seconds=0.01)
+        assert read_bandwidth_at(MIB, 2, seconds=0.01, cpus=cpus) > 0
+    finally:
+        os.sched_setaffinity(0, cpus)

@@ -258,6 +258,13 @@ def test_neighbours_jump_over_holes_and_the_default_is_in_the_middle() -> None:
     assert drawn == set(grid)
 
 
+def test_a_table_of_a_part_of_a_space_needs_not_hold_the_defaults_values() -> None:
+    rows = rows_of({(a, b): 1.0 for a in (1, 2, 4) for b in (1, 2)})
+    defaults = {rows[0].template: {"a": 64, "b": 2}}
+    (branch,) = recording({"operator": "any"}, TARGET, rows, defaults).task.branches
+    assert branch.default == {"a": 2, "b": 2}
+
+
 def test_the_fastest_row_of_a_point_counts_and_failures_lose() -> None:
     rows = [
         Row("t", {"a": 1}, failure="crash"),
