@@ -172,7 +172,8 @@ def _set_aside(path: Path, slow: Path) -> int:
     times = [record.latency for record in records if record.valid]
     limit = SLOW * float(np.median(times)) if times else 0.0
     before = Counter(record.candidate for record in _records(slow))
-    kept, moved = [], []
+    kept: list[str] = []
+    moved: list[str] = []
     for record, line in zip(records, path.read_text().splitlines() if times else (), strict=True):
         again = record.valid and record.latency > limit and before[record.candidate] < AGAIN
         (moved if again else kept).append(line + "\n")
