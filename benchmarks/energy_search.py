@@ -8,6 +8,7 @@ same tune, ``energy@5%`` with the default strategy, runs twice:
 
 What counts is the true energy of what is selected at the end. Confirmation of the finalists, alike
 in both, is counted as energies too. A third tune, for latency alone, shows what there was to save.
+A stopped run goes on: what the file of the day holds is not run again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 from benchmarks.energy_simulator import MeasuringAll, MeasuringApart
 
 from wattune.compiler.bench.machine import describe_machine
+from wattune.compiler.bench.results import known_rows, results_file, write_rows
 from wattune.compiler.tuner import tune
 from wattune.ops import BlockSparseDecodeAttention, DecodeAttention, Problem
 from wattune.schedules.target import Target
@@ -73,7 +75,7 @@ def compared(problem: Problem, trials: int, seed: int) -> dict[str, Any]:
     sparse = searched(MeasuringApart(TARGET, seed), problem, trials, seed)
     fast = searched(MeasuringApart(TARGET, seed), problem, trials, seed, "latency")
     found = {"all": every, "sparse": sparse, "latency": fast}
-    return {"seed": seed, "problem": str(problem), **found}
+    return {"problem": str(problem), "trials": trials, "seed": seed, **found}
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -107,31 +109,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--trials", type=int, default=220)
     given = parser.parse_args()
-    rows = []
+    machine = describe_machine(Target.native(1))
+    path = results_file(RESULTS, "energy-search-simulated", machine["device"])
     for seed in range(given.seeds):
         for problem in PROBLEMS:
+            if known_rows(path, problem=str(problem), trials=given.trials, seed=seed):
+                continue
             row = compared(problem, given.trials, seed)
-            rows.append(row)
             joules = row["sparse"]["joules"] / row["all"]["joules"]
             print(
                 f"{seed:3d} {type(problem).__name__:28} joules {joules:.4f} of all, "
                 f"energies {row['sparse']['energies']} of {row['all']['energies']}",
                 flush=True,
             )
-    found = summary(rows)
-    print(json.dumps(found, indent=1))
-    date = time.strftime("%Y-%m-%d")
-    result = {
-        "date": date,
-        "machine": describe_machine(Target.native(1)),
-        "simulated": True,
-        "trials": given.trials,
-        "summary": found,
-        "rows": rows,
-    }
-    (RESULTS / f"{date}-energy-search-simulated.json").write_text(
-        json.dumps(result, indent=1) + "\n"
-    )
+            found = summary([*known_rows(path, trials=given.trials), row])
+            write_rows(path, {"machine": machine, "simulated": True, "summary": found}, [row])
+    print(json.dumps(summary(known_rows(path, trials=given.trials)), indent=1))
 
 
 if __name__ == "__main__":

@@ -3,20 +3,21 @@
 One ternary and one attention shape are tuned with equal budgets by the default strategy (learned
 model), by evolution without a model and by random search, each from an empty database. What all of
 them found is then measured in turn, in one session, with the default schedule: those figures are
-compared, not the ones that each search saw. Rows are added to one dated file as they come, so that
-a long run can be cut into short ones (``--only``, ``--seeds``).
+compared, not the ones that each search saw. A problem and a seed is one row, written when it is
+complete; what the file of the day holds is not measured again, so that a long run can be cut into
+short ones (``--only``, ``--minutes``).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from wattune.compiler.bench.machine import describe_machine
+from wattune.compiler.bench.results import known_rows, results_file, write_rows
 from wattune.compiler.measure.runner import LocalRunner
 from wattune.compiler.tuner import tune
 from wattune.ops import DecodeAttention, Problem, TernaryGemm
@@ -82,17 +83,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=tuple(PROBLEMS), help="one of the problems")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=64)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no row later")
     given = parser.parse_args()
-    target = Target.native(1)
-    path = RESULTS / f"{time.strftime('%Y-%m-%d')}-learned-search.json"
-    for seed in range(given.first_seed, given.first_seed + given.seeds):
+    target, end = Target.native(1), time.monotonic() + 60 * given.minutes
+    machine = describe_machine(target)
+    path = results_file(RESULTS, "learned-search", machine["device"])
+    for seed in range(given.seeds):
         for name in [given.only] if given.only else PROBLEMS:
+            known = {"problem": str(PROBLEMS[name]), "trials": given.trials, "seed": seed}
+            if known_rows(path, **known):
+                continue
+            if time.monotonic() > end:
+                print("the same command goes on")
+                return
             row = compared(name, target, given.trials, seed)
-            rows = json.loads(path.read_text())["rows"] if path.exists() else []
-            result = {"machine": describe_machine(target), "rows": [*rows, row]}
-            path.write_text(json.dumps(result, indent=1) + "\n")
+            write_rows(path, {"machine": machine}, [row])
             ratios = ", ".join(f"{s} {v:.3f}" for s, v in row["faster_than_default"].items())
             print(f"{name} seed {seed}, speed over the default: {ratios}", flush=True)
 

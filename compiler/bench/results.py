@@ -12,7 +12,7 @@ from typing import Any
 Row = Mapping[str, Any]
 
 # What names a row: measured again, it takes the place of the one before.
-KEYS = ("problem", "mode", "threads", "implementation", "block_bytes")
+KEYS = ("problem", "mode", "threads", "implementation", "block_bytes", "trials", "seed")
 
 
 def results_file(folder: Path, name: str, device: str) -> Path:
@@ -27,7 +27,7 @@ def results_file(folder: Path, name: str, device: str) -> Path:
 
 def write_rows(path: Path, result: Mapping[str, Any], rows: Sequence[Row]) -> None:
     """Write a result and its rows, after those of the file that were not measured again."""
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    before = known_rows(path)
     path.write_text(json.dumps({**result, "rows": [*_kept(before, rows), *rows]}, indent=1) + "\n")
 
 
@@ -37,6 +37,12 @@ def write_runs(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
     rows = [row for run in runs for row in run["rows"]]
     kept = [run for run in before if _kept(run["rows"], rows) == run["rows"]]
     path.write_text(json.dumps([*kept, *runs], indent=1) + "\n")
+
+
+def known_rows(path: Path, **fields: Any) -> list[Any]:
+    """Return the rows of a file that have these fields; none where there is no file."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [row for row in rows if fields.items() <= row.items()]
 
 
 def _device(data: Any) -> str:

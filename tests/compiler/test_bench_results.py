@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from wattune.compiler.bench.results import results_file, write_rows, write_runs
+from wattune.compiler.bench.results import known_rows, results_file, write_rows, write_runs
 
 
 def row(problem: str, threads: int, seconds: float) -> dict[str, Any]:
@@ -27,6 +27,17 @@ def test_rows_measured_again_replace_those_before(tmp_path: Path) -> None:
     write_rows(path, {"machine": 2}, [row("p", 1, 3.0), row("q", 1, 4.0)])
     expected = [row("p", 2, 2.0), row("p", 1, 3.0), row("q", 1, 4.0)]
     assert json.loads(path.read_text()) == {"machine": 2, "rows": expected}
+
+
+def test_rows_are_found_by_their_fields(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    assert known_rows(path) == []
+    rows = [{**row("p", 1, 1.0), "seed": seed} for seed in range(3)]
+    for each in rows:
+        write_rows(path, {"machine": 1}, [each])
+    assert known_rows(path) == rows
+    assert known_rows(path, problem="p", seed=1) == rows[1:2]
+    assert known_rows(path, problem="q") == []
 
 
 def test_runs_measured_again_replace_those_before(tmp_path: Path) -> None:
