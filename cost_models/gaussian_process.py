@@ -45,7 +45,7 @@ class GaussianProcess:
 
     def fit(self, rows: Floats, labels: Floats) -> GaussianProcess:
         """Return the process fitted to rows [n, columns] and labels [n]; this one is the prior."""
-        scipy = _scipy()
+        scipy = require_scipy()
         first = np.log(np.append(self.weights, self.noise))
         widths = np.append(np.full(len(self.weights), _WEIGHT_STD), _NOISE_STD)
         parts = self._parts(rows)
@@ -67,7 +67,7 @@ class GaussianProcess:
 
     def predict(self, rows: Floats, labels: Floats, asked: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation at ``asked`` [m, columns], given labels at rows."""
-        scipy = _scipy()
+        scipy = require_scipy()
         scale = np.sqrt(self.weights[self.groups])
         known, wanted = rows * scale, asked * scale
         kernel = self._kernel(known, known)
@@ -93,7 +93,7 @@ class GaussianProcess:
         columns = [rows[:, self.groups == at] for at in range(len(self.weights))]
         return np.stack(
             [
-                part @ part.T if at in self.trends else _squares(part, part)
+                part @ part.T if at in self.trends else squared_distances(part, part)
                 for at, part in enumerate(columns)
             ]
         )
@@ -101,7 +101,7 @@ class GaussianProcess:
     def _kernel(self, one: Floats, other: Floats) -> Floats:
         """Return the covariance of weighted rows, [n, m]."""
         trend = self._linear()[self.groups]
-        near = _matern(_squares(one[:, ~trend], other[:, ~trend]))[0]
+        near = matern(squared_distances(one[:, ~trend], other[:, ~trend]))[0]
         return near + one[:, trend] @ other[:, trend].T if trend.any() else near
 
 
@@ -114,7 +114,7 @@ def log_expected_improvement(mean: Floats, std: Floats, best: float) -> Floats:
     z = (best - mean) / std
     near = np.maximum(z, _FAR)
     density = np.exp(-0.5 * near * near) / math.sqrt(2 * math.pi)
-    direct = np.log(near * _scipy().special.ndtr(near) + density)
+    direct = np.log(near * require_scipy().special.ndtr(near) + density)
     far = np.minimum(z, _FAR)
     # z Phi(z) + phi(z) -> phi(z) / z^2, to a share of about 3 / z^2.
     tail = -0.5 * far * far - 2 * np.log(-far) - 0.5 * math.log(2 * math.pi)
@@ -130,7 +130,7 @@ def _likelihood(
     ``parts`` [groups, n, n]: squared distances, or products where ``linear`` [groups].
     """
     count, weights, noise = len(labels), at[:-1], float(at[-1])
-    near, slope = _matern(np.tensordot(weights[~linear], parts[~linear], 1))
+    near, slope = matern(np.tensordot(weights[~linear], parts[~linear], 1))
     kernel = near + np.tensordot(weights[linear], parts[linear], 1)
     kernel[np.diag_indices_from(kernel)] += noise + _LEAST_NOISE
     factor = np.linalg.cholesky(kernel)
@@ -148,21 +148,22 @@ def _likelihood(
     return float(value), np.append(by_weight, np.trace(inner) * noise)
 
 
-def _matern(squares: Floats) -> tuple[Floats, Floats]:
+def matern(squares: Floats) -> tuple[Floats, Floats]:
     """Return the kernel at squared distances, and its slope by them."""
     root = np.sqrt(5 * squares + 1e-12)
     decay = np.exp(-root)
     return (1 + root + root**2 / 3) * decay, -5 / 6 * (1 + root) * decay
 
 
-def _squares(one: Floats, other: Floats) -> Floats:
+def squared_distances(one: Floats, other: Floats) -> Floats:
     """Return squared distances between rows, [n, m]."""
     squares = (one * one).sum(axis=1)[:, None] + (other * other).sum(axis=1) - 2 * one @ other.T
     found: Floats = np.maximum(squares, 0.0)
     return found
 
 
-def _scipy() -> Any:
+def require_scipy() -> Any:
+    """Return scipy with what is used of it; `MissingDependencyError` where there is none."""
     try:
         import scipy
         import scipy.linalg

@@ -4,133 +4,132 @@ The convolution space was measured on four GPUs. For every source and target, an
 with all others as sources: the evaluations until the first point within 5 % of the target's best,
 
 * ``order``: points are tried in the order of their mean log-slowdown on the sources;
-* ``residual``: a Gaussian process learns how far the target is from that mean, and the point of the
-  most expected improvement is next: where the sources mislead, it notices.
+* ``transfer``: the Bayesian search that starts from the sources (`wattune.compiler.search.warm`);
+* ``alone``: the same search without them.
+
+Medians over seeds. Rows are kept as they come; a stopped run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import warnings
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.search.flat import Flat
-from benchmarks.search.gp_peer import improvement, scaled
 from benchmarks.search.runs import space, space_names
-from benchmarks.search.summary import WITHIN
+from benchmarks.search.summary import WITHIN, median
 from numpy.typing import NDArray
 
 from wattune.compiler.bench.machine import describe_machine
+from wattune.compiler.bench.results import known_rows, results_file, write_rows
 from wattune.compiler.cli.output import print_table
+from wattune.compiler.replay import replay
 from wattune.schedules.target import Target
 
 Floats = NDArray[np.float64]
 
+RESULTS = Path(__file__).parents[1] / "results"
 FAMILY = "convolution_milo_"
-# Failures, and whatever is slower than this, count as this much slower than the best.
+# In the order, failures and whatever is slower than this count as this much slower than the best.
 SLOWEST = 50.0
-# Evaluations after which a search is given up.
-BUDGET = 150
-# Fitted points before the process's lengths are, and again after so many more.
-FIRST_FIT, REFIT = 6, 5
 
 
-def slowdowns() -> tuple[Floats, dict[str, Floats]]:
-    """Return the points, scaled, [n, knobs], and ln(cost / best) on each device, [n]."""
-    names = [name for name in space_names() if name.startswith(FAMILY)]
-    flat = Flat.of(space(names[0]))
-    schedules = list(flat.schedules.values())
+def slowdowns(names: Sequence[str]) -> dict[str, Floats]:
+    """Return ln(cost / best) of all points on each device, [n]."""
+    schedules = list(space(FAMILY + names[0]).rows)
     found = {}
     for name in names:
-        recorded = space(name)
+        recorded = space(FAMILY + name)
         costs = recorded.costs(schedules) / recorded.optimum()
-        found[name.removeprefix(FAMILY)] = np.log(np.minimum(costs, SLOWEST))
-    return scaled(flat), found
+        found[name] = np.log(np.minimum(costs, SLOWEST))
+    return found
 
 
-def by_order(prior: Floats, target: Floats) -> int:
+def by_order(sources: Sequence[Floats], target: Floats) -> int:
     """Return the evaluations that the plain order needs."""
-    order = np.argsort(prior, kind="stable")
+    order = np.argsort(np.mean(sources, axis=0), kind="stable")
     return 1 + int(np.argmax(target[order] <= np.log1p(WITHIN)))
 
 
-def by_residual(points: Floats, prior: Floats, target: Floats) -> int | None:
-    """Return the evaluations that the corrected order needs; None beyond the budget."""
-    taken = [int(np.argmin(prior))]
-    kernel: Any = None
-    while target[taken[-1]] > np.log1p(WITHIN):
-        if len(taken) == BUDGET:
-            return None
-        refit = len(taken) >= FIRST_FIT and (len(taken) - FIRST_FIT) % REFIT == 0
-        process = _process(kernel, points.shape[1], refit)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            process.fit(points[taken], (target - prior)[taken])
-            left = np.setdiff1d(np.arange(len(points)), taken)
-            mean, deviation = process.predict(points[left], return_std=True)
-        kernel = process.kernel_
-        best = float(target[taken].min())
-        taken.append(int(left[np.argmax(improvement(mean + prior[left], deviation, best))]))
-    return len(taken)
+def searched(sources: Sequence[str], target: str, budget: int, seeds: int) -> list[int | None]:
+    """Return the evaluations that a search needs with each seed; None beyond the budget."""
+    known = [space(FAMILY + name) for name in sources]
+    return [
+        replay(space(FAMILY + target), "bayesian", budget, seed, transfer=known).evaluations_to(
+            WITHIN
+        )
+        for seed in range(seeds)
+    ]
 
 
-def _process(kernel: Any, knobs: int, refit: bool) -> Any:
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-
-    first = (
-        ConstantKernel(0.1, (1e-3, 10)) * Matern(np.ones(knobs), (0.1, 30), nu=2.5)
-        + ConstantKernel(0.1, (1e-3, 10))
-        + WhiteKernel(1e-3, (1e-5, 0.1))
-    )
-    return GaussianProcessRegressor(kernel or first, optimizer="fmin_l_bfgs_b" if refit else None)
+def middle(counts: Sequence[int | None]) -> float | None:
+    """Return the median; None beyond the budget."""
+    found = median([float("inf") if count is None else count for count in counts])
+    return found if np.isfinite(found) else None
 
 
 def compare(
-    points: Floats, devices: dict[str, Floats], sources: Sequence[str], target: str
+    devices: dict[str, Floats], sources: Sequence[str], target: str, given: argparse.Namespace
 ) -> dict[str, Any]:
-    """Return what both need to find a good point of the target."""
-    prior = np.mean([devices[name] for name in sources], axis=0)
+    """Return what all need to find a good point of the target."""
+    mean = np.mean([devices[name] for name in sources], axis=0)
+    transfer = searched(sources, target, given.budget, given.seeds)
     return {
-        "sources": list(sources),
-        "target": target,
-        "correlation": float(np.corrcoef(prior, devices[target])[0, 1]),
-        "order": by_order(prior, devices[target]),
-        "residual": by_residual(points, prior, devices[target]),
+        **row_name(sources, target, given),
+        "correlation": float(np.corrcoef(mean, devices[target])[0, 1]),
+        "order": by_order([devices[name] for name in sources], devices[target]),
+        "transfer": middle(transfer),
+        "runs": transfer,
     }
+
+
+def row_name(sources: Sequence[str], target: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Return what a row is found by."""
+    problem = f"{', '.join(sources) or 'nothing'} to {target}"
+    return {"problem": problem, "trials": given.budget, "seeds": given.seeds}
+
+
+def cases(names: Sequence[str]) -> list[tuple[list[str], str]]:
+    """Return sources and target: every pair, and all others for each target."""
+    pairs = [([source], target) for source, target in permutations(names, 2)]
+    return [*pairs, *(([n for n in names if n != target], target) for target in names)]
 
 
 def main() -> None:
     """Compare on every pair, and on all others for each target."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--budget", type=int, default=300)
     given = parser.parse_args()
-    points, devices = slowdowns()
-    pairs = [([source], target) for source, target in permutations(devices, 2)]
-    alls = [([name for name in devices if name != target], target) for target in devices]
-    rows = [compare(points, devices, *case) for case in [*pairs, *alls]]
+    names = [n.removeprefix(FAMILY) for n in space_names() if n.startswith(FAMILY)]
+    devices, machine = slowdowns(names), describe_machine(Target.native())
+    path = results_file(RESULTS, "search-transfer", machine["device"])
+    alone: dict[str, float | None] = {}
+    for target in names:
+        name = row_name([], target, given)
+        if not known_rows(path, **name):
+            runs = searched([], target, given.budget, given.seeds)
+            write_rows(path, {"machine": machine}, [{**name, "alone": middle(runs), "runs": runs}])
+        alone[target] = known_rows(path, **name)[0]["alone"]
+    lines = []
+    for sources, target in cases(names):
+        name = row_name(sources, target, given)
+        if not known_rows(path, **name):
+            row = compare(devices, sources, target, given)
+            write_rows(path, {"machine": machine}, [row])
+            print(f"{row['problem']}: order {row['order']}, transfer {row['runs']}", flush=True)
+        row = known_rows(path, **name)[0]
+        figures = [row["order"], row["transfer"], alone[target]]
+        counts = [f">{given.budget}" if f is None else f"{f:g}" for f in figures]
+        lines.append([", ".join(sources), target, f"{row['correlation']:.3f}", *counts])
     print_table(
-        ["from", "to", ">correlation", ">order", ">residual"],
-        [
-            [
-                ", ".join(row["sources"]),
-                row["target"],
-                f"{row['correlation']:.3f}",
-                row["order"],
-                row["residual"] or f">{BUDGET}",
-            ]
-            for row in rows
-        ],
+        ["from", "to", ">correlation", ">order", ">transfer", ">alone"],
+        lines,
         f"evaluations to within {WITHIN:.0%} of the target's best",
     )
-    if given.json:
-        machine = describe_machine(Target.native())
-        given.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

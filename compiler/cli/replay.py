@@ -44,6 +44,12 @@ _WITHIN = 0.05
     show_default=True,
     help="Points that are asked for before any of them is measured.",
 )
+@click.option(
+    "--transfer",
+    "others",
+    multiple=True,
+    help="Another recording that is known before: another shape, operator or device; repeatable.",
+)
 @click.option("--problem", help="Which one of a database, as `wattune inspect` names it.")
 @objective_option
 @click.option("--json", "output", help="Write every run to this file; - is standard output.")
@@ -53,6 +59,7 @@ def replay_command(
     budget: int,
     seeds: int,
     batch: int,
+    others: tuple[str, ...],
     problem: str | None,
     objective: str,
     output: str | None,
@@ -61,8 +68,12 @@ def replay_command(
     from wattune.compiler.replay import Trace, read_recording, replay
 
     recorded = read_recording(file, problem)
+    known = [read_recording(other) for other in others]
     traces: dict[str, list[Trace]] = {
-        name: [replay(recorded, name, budget, seed, objective, batch) for seed in range(seeds)]
+        name: [
+            replay(recorded, name, budget, seed, objective, batch, transfer=known)
+            for seed in range(seeds)
+        ]
         for name in dict.fromkeys(strategies)
     }
     if output is not None:
@@ -74,6 +85,8 @@ def replay_command(
     columns += [f">regret at {step}" for step in steps]
     rows = [_row(name, mine, steps) for name, mine in traces.items()]
     title = f"{recorded}: {len(recorded.rows)} points; medians of {seeds} seeds"
+    if known:
+        title += f", knowing {', '.join(map(str, known))}"
     print_table([*columns, ">time per evaluation"], rows, title)
 
 

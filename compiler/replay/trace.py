@@ -5,20 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wattune.compiler.measure.runner import Runner
 from wattune.compiler.objective import Objective, no_energy, parse_objective
 from wattune.compiler.replay.read import read_recording
 from wattune.compiler.replay.recording import Recording
 from wattune.compiler.replay.runner import ReplayRunner
+from wattune.compiler.search.strategy import (
+    Strategy,
+    strategy_class,
+    strategy_names,
+    takes_transfer,
+)
 from wattune.compiler.search.strategy import strategy as strategy_by_name
-from wattune.compiler.search.strategy import strategy_class
-from wattune.cost_models.base import cost_model
+from wattune.compiler.search.transfer import nearest, transfer_of
+from wattune.cost_models.base import CostModel, cost_model
 from wattune.errors import WattuneError
 from wattune.schedules.candidate import FailureKind, Schedule
 
@@ -39,7 +44,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one run of a strategy did on a recorded space, in order; ``optimum``: the least cost."""
+    """What one run of a strategy did on a recorded space, in order; ``optimum``: the least cost.
+
+    ``transfer`` names the recordings that it knew before.
+    """
 
     space: str
     strategy: str
@@ -47,6 +55,7 @@ class Trace:
     objective: str
     optimum: float
     trajectory: tuple[Evaluation, ...]
+    transfer: tuple[str, ...] = ()
 
     @property
     def evaluations(self) -> int:
@@ -85,6 +94,7 @@ class Trace:
             "space": self.space,
             "strategy": self.strategy,
             "seed": self.seed,
+            "transfer": list(self.transfer),
             "objective": self.objective,
             "optimum": self.optimum,
             "evaluations": self.evaluations,
@@ -110,14 +120,16 @@ def replay(
     objective: str | Objective = "latency",
     batch: int = 1,
     problem: str | None = None,
+    transfer: Sequence[str | Path | Recording] = (),
 ) -> Trace:
     """Search a recorded space and return what the strategy did.
 
     ``path``: a Wattune database, exported JSON lines, a compact table, or another tool's file (see
     `read_recording`, also for ``problem``); or what that returned. ``budget`` counts distinct
     points, failures included. ``batch`` points are asked for before any of them is told; measuring
-    them one by one, the strategy knows most. Raises `TargetError` for an energy objective where
-    none was recorded.
+    them one by one, the strategy knows most. ``transfer``: recordings of other shapes, operators or
+    devices that are known before. Raises `TargetError` for an energy objective where none was
+    recorded.
     """
     recorded = path if isinstance(path, Recording) else read_recording(path, problem)
     wanted = parse_objective(objective)
@@ -125,23 +137,36 @@ def replay(
         raise WattuneError(f"replay: budget is {budget}, batch {batch}; allowed: integers >= 1")
     if wanted.needs_energy and not recorded.has_energy:
         raise no_energy(wanted, f"{recorded} was recorded without")
-    trajectory = _search(recorded, ReplayRunner(recorded), strategy, budget, seed, wanted, batch)
-    optimum = recorded.optimum(wanted)
-    return Trace(str(recorded), strategy, seed, wanted.name, optimum, tuple(trajectory))
+    others = [each if isinstance(each, Recording) else read_recording(each) for each in transfer]
+    if others and not takes_transfer(strategy):
+        raise WattuneError(
+            f"replay: strategy {strategy!r} learns from no other records; allowed with transfer: "
+            f"{', '.join(filter(takes_transfer, strategy_names()))}"
+        )
+    searching, model = _start(recorded, strategy, seed, wanted, others)
+    trajectory = _search(recorded, searching, model, budget, batch)
+    optimum, names = recorded.optimum(wanted), tuple(map(str, others))
+    return Trace(str(recorded), strategy, seed, wanted.name, optimum, tuple(trajectory), names)
+
+
+def _start(
+    recorded: Recording, name: str, seed: int, objective: Objective, others: Sequence[Recording]
+) -> tuple[Strategy, CostModel | None]:
+    """Return a strategy, and the model that it was given; both know the other recordings."""
+    task, model_name = recorded.task, strategy_class(name).model_name
+    model = cost_model(model_name, mode=recorded.mode) if model_name else None
+    records = [record for each in others for record in each.records()]
+    learner = partial(cost_model, "xgboost", mode=recorded.mode)
+    transfer = transfer_of(task, records, learner) if others else None
+    if model is not None and others:
+        model.update(nearest(task, records))
+    return strategy_by_name(name, task, model, seed, objective, transfer), model
 
 
 def _search(
-    recorded: Recording,
-    runner: Runner,
-    name: str,
-    budget: int,
-    seed: int,
-    objective: Objective,
-    batch: int,
+    recorded: Recording, searching: Strategy, model: CostModel | None, budget: int, batch: int
 ) -> list[Evaluation]:
-    model_name = strategy_class(name).model_name
-    model = cost_model(model_name, mode=recorded.mode) if model_name else None
-    searching = strategy_by_name(name, recorded.task, model, seed, objective)
+    runner, objective = ReplayRunner(recorded), searching.objective
     found: list[Evaluation] = []
     while len(found) < budget:
         start = time.perf_counter()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,8 @@ class Bayesian(PlainEvolutionary):
 
     name = "bayesian"
     model_name = "prior"
+    # Records before the process is asked.
+    first: ClassVar[int] = FIRST
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Start without a fitted process."""
@@ -85,7 +87,7 @@ class Bayesian(PlainEvolutionary):
     def propose(self, count: int, rng: np.random.Generator) -> list[Candidate]:
         """Return a batch: each point is chosen as if those before it had come out as expected."""
         known = [r for r in self._sorted() if np.isfinite(r.latency)]
-        if len(self.records) < FIRST or len(known) < 2:
+        if len(self.records) < self.first or len(known) < 2:
             return self.samples(count, rng)
         candidates, rows = self._left(rng)
         if not candidates:
@@ -136,8 +138,12 @@ class Bayesian(PlainEvolutionary):
         objective = self.objective if np.isfinite(joules).any() else LATENCY
         scores = objective.scores(np.array([record.latency for record in known]), joules)
         costs = np.log(np.where(np.isfinite(scores), scores, np.max(scores[np.isfinite(scores)])))
-        labels = np.minimum(costs, np.quantile(costs, CUT))
+        labels = np.minimum(costs, self.cut(costs))
         return self._encoding.rows([record.candidate for record in known]), labels
+
+    def cut(self, costs: Floats) -> float:
+        """Return the ln(cost) beyond which all count as equally slow."""
+        return float(np.quantile(costs, CUT))
 
     def _validity(self, rows: Floats) -> Floats:
         """Return how likely points are to run, [n]."""

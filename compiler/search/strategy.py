@@ -13,6 +13,7 @@ import numpy as np
 
 from wattune.compiler.objective import LATENCY, Floats, Objective, joules_of
 from wattune.compiler.search.task import Task
+from wattune.compiler.search.transfer import Transfer
 from wattune.cost_models.base import CostModel
 from wattune.errors import UnknownNameError
 from wattune.schedules.candidate import Candidate, Record, Schedule
@@ -25,6 +26,9 @@ _STRATEGIES: dict[str, tuple[str, str]] = {
     "random": ("random_search", "RandomSearch"),
     "exhaustive": ("exhaustive", "Exhaustive"),
 }
+
+# What takes a strategy's place where other tasks' records are known.
+_WARM: dict[str, tuple[str, str]] = {"bayesian": ("warm", "WarmBayesian")}
 
 # Other people's samplers, for comparison: they need packages that Wattune does not.
 _ADAPTERS: dict[str, tuple[str, str]] = {
@@ -42,8 +46,8 @@ _LISTED = 1 << 17
 class Strategy(ABC):
     """Proposes candidates of one task; none is proposed twice.
 
-    The first proposals are the default candidates of all templates. Proposals depend on the seed
-    and on what was told, and on nothing else: neither on time nor on the order of the records.
+    The default candidates of all templates are among the first proposals. Proposals depend on the
+    seed and on what was told, and on nothing else: neither on time nor on the order of the records.
     """
 
     name: ClassVar[str]
@@ -67,13 +71,17 @@ class Strategy(ABC):
     def ask(self, count: int) -> list[Candidate]:
         """Return up to ``count`` new candidates; fewer only where the space runs dry."""
         rng = self._rng()
-        batch = [c for c in self.task.defaults() if self.is_new(c)][:count]
+        batch = [c for c in self.beginning() if self.is_new(c)][:count]
         self._pending.update(candidate.schedule for candidate in batch)
         if len(batch) < count:
             more = self.propose(count - len(batch), rng)
             self._pending.update(candidate.schedule for candidate in more)
             batch += more
         return batch
+
+    def beginning(self) -> list[Candidate]:
+        """Return what is proposed before anything else, every time the same."""
+        return self.task.defaults()
 
     @abstractmethod
     def propose(self, count: int, rng: np.random.Generator) -> list[Candidate]:
@@ -178,7 +186,7 @@ def strategy_class(name: str) -> type[Strategy]:
     if name not in known:
         raise UnknownNameError("strategy", name, known)
     module, attribute = known[name]
-    found: type[Strategy] = getattr(import_module(f"wattune.compiler.search.{module}"), attribute)
+    found: type[Strategy] = _load(module, attribute)
     return found
 
 
@@ -188,6 +196,22 @@ def strategy(
     model: CostModel | None = None,
     seed: int = 0,
     objective: Objective = LATENCY,
+    transfer: Transfer | None = None,
 ) -> Strategy:
-    """Build a strategy by name."""
+    """Build a strategy by name; ``transfer`` is what other tasks' records say, for those who ask.
+
+    Strategies with a model that learns are told by the model.
+    """
+    if transfer is not None and name in _WARM:
+        warm: Strategy = _load(*_WARM[name])(task, model, seed, objective, transfer=transfer)
+        return warm
     return strategy_class(name)(task, model, seed, objective)
+
+
+def takes_transfer(name: str) -> bool:
+    """Say whether records of other tasks are of use to a strategy, or to the model that it has."""
+    return name in _WARM or strategy_class(name).model_name not in ("", "prior")
+
+
+def _load(module: str, attribute: str) -> Any:
+    return getattr(import_module(f"wattune.compiler.search.{module}"), attribute)
