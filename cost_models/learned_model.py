@@ -51,8 +51,10 @@ class LearnedModel(CostModel):
     are shared.
     """
 
-    # Retraining costs time that grows with the records: it waits until there are so many more.
+    # Retraining costs time that grows with the records: it waits until there are so many times the
+    # records, or so many more.
     worth_retraining: ClassVar[float]
+    most_news: ClassVar[float] = math.inf
 
     def __init__(
         self,
@@ -106,7 +108,8 @@ class LearnedModel(CostModel):
     def update(self, records: Sequence[Record]) -> None:
         """Learn from records; those whose template is gone or changed its space are left out."""
         self._examples.add(records, self._features)
-        if len(self._examples.rows) > self._trained_on * self.worth_retraining:
+        count, before = len(self._examples.rows), self._trained_on
+        if count > before * self.worth_retraining or count >= before + self.most_news:
             self._train()
 
     def predict(self, candidates: Sequence[Candidate]) -> Prediction:

@@ -30,6 +30,11 @@ class PriorModel(CostModel):
         self._examples = Examples()
         self._energy = EnergyPrior()
 
+    @property
+    def rates(self) -> Mapping[str, Rates]:
+        """Return the measured rates of targets, by `Target.key`."""
+        return self._features.rates
+
     def update(self, records: Sequence[Record]) -> None:
         """Fit the static power and the energy of bytes and operations to records with joules."""
         metered = [record for record in records if record.joules is not None]

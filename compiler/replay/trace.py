@@ -17,6 +17,7 @@ from wattune.compiler.replay.recording import Recording
 from wattune.compiler.replay.runner import ReplayRunner
 from wattune.compiler.search.strategy import (
     Strategy,
+    starts_warm,
     strategy_class,
     strategy_names,
     takes_transfer,
@@ -157,7 +158,7 @@ def _start(
     model = cost_model(model_name, mode=recorded.mode) if model_name else None
     records = [record for each in others for record in each.records()]
     learner = partial(cost_model, "xgboost", mode=recorded.mode)
-    transfer = transfer_of(task, records, learner) if others else None
+    transfer = transfer_of(task, records, learner) if others and starts_warm(name) else None
     if model is not None and others:
         model.update(nearest(task, records))
     return strategy_by_name(name, task, model, seed, objective, transfer), model

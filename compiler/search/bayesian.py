@@ -19,9 +19,11 @@ from wattune.compiler.objective import LATENCY
 from wattune.compiler.search.encoding import Encoding
 from wattune.compiler.search.plain_evolutionary import PlainEvolutionary, rounded
 from wattune.cost_models.gaussian_process import GaussianProcess, log_expected_improvement
+from wattune.cost_models.transfer_process import TransferProcess
 from wattune.schedules.candidate import Candidate, Record, Schedule
 
 Floats = NDArray[np.float64]
+Process = GaussianProcess | TransferProcess
 
 # Records before the process is asked: a spread over all values of all knobs.
 FIRST = 10
@@ -41,12 +43,13 @@ LEAST_VALID = 1e-3
 class Fitted:
     """A process whose relevance is fitted anew when there is enough news."""
 
-    def __init__(self, prior: GaussianProcess) -> None:
+    def __init__(self, prior: Process) -> None:
         """Start with what is expected before anything is measured."""
-        self.prior = self.process = prior
+        self.prior: Process = prior
+        self.process: Process = prior
         self.count = 0
 
-    def of(self, rows: Floats, labels: Floats) -> GaussianProcess:
+    def of(self, rows: Floats, labels: Floats) -> Process:
         """Return the process for these examples."""
         count = len(labels)
         if np.ptp(labels) == 0:

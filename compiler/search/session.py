@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 from wattune.compiler.database import Database
@@ -27,9 +28,10 @@ from wattune.compiler.search.events import (
 from wattune.compiler.search.screen import Screen
 from wattune.compiler.search.standings import eligible
 from wattune.compiler.search.stopping import Budget, Phase, Settling
-from wattune.compiler.search.strategy import Strategy, strategy
+from wattune.compiler.search.strategy import Strategy, starts_warm, strategy
 from wattune.compiler.search.task import Task
-from wattune.cost_models.base import CostModel
+from wattune.compiler.search.transfer import Transfer, nearest, transfer_of
+from wattune.cost_models.base import CostModel, cost_model
 from wattune.cost_models.prior_model import PriorModel
 from wattune.errors import WattuneError
 from wattune.ops import Problem
@@ -95,16 +97,27 @@ class Session:
         except (WattuneError, KeyError, TypeError, ValueError):
             # Of another version or kind: the records, which are all there, make a new one.
             pass
-        for operator in {task.problem.operator for task in self.tasks}:
-            # Also of other problems and of older template sources: the model learns from all.
-            known = self.database.records(
-                fingerprint=self.settings.fingerprint,
-                mode=self.settings.mode,
-                operator=operator,
+        # Also of other problems and of older template sources: the model learns from all.
+        known = [
+            record
+            for operator in {task.problem.operator for task in self.tasks}
+            for record in self.database.records(
+                fingerprint=self.settings.fingerprint, mode=self.settings.mode, operator=operator
             )
-            self.model.update(known)
-            if self.screen is not None:
-                self.screen.told(known)
+        ]
+        self.model.update([*known, *nearest(self.tasks[0], self._others)])
+        if self.screen is not None:
+            self.screen.told(known)
+
+    @cached_property
+    def _others(self) -> list[Record]:
+        """Return what was measured before of other tasks: shapes, operators and machines alike."""
+        mine = {(task.problem, task.target) for task in self.tasks}
+        return [
+            record
+            for record in self.database.records(mode=self.settings.mode)
+            if (record.candidate.problem, record.candidate.target) not in mine
+        ]
 
     def trials(self, problem: Problem) -> int:
         """Count the distinct candidates of a problem that have a record."""
@@ -115,13 +128,25 @@ class Session:
         found = self._strategies.get(task)
         if found is None:
             wanted = self.settings
-            found = strategy(wanted.strategy, task, self.model, wanted.seed, wanted.objective)
+            others = self._transfer(task)
+            found = strategy(
+                wanted.strategy, task, self.model, wanted.seed, wanted.objective, others
+            )
             state = self.database.get_state(self._state_name("strategy", task))
             if state is not None:
                 found.restore(state)
             found.tell(self.history[task.problem])
             self._strategies[task] = found
         return found
+
+    def _transfer(self, task: Task) -> Transfer | None:
+        """Return what other tasks' records say of this one, for a strategy that asks for it."""
+        if not starts_warm(self.settings.strategy) or not self._others:
+            return None
+        rates, mode = self.prior.rates, self.settings.mode
+        return transfer_of(
+            task, self._others, partial(cost_model, "xgboost", mode=mode, rates=rates)
+        )
 
     def start(self, phase: Phase) -> None:
         """Tell that a phase begins."""

@@ -208,6 +208,11 @@ def strategy(
     return strategy_class(name)(task, model, seed, objective)
 
 
+def starts_warm(name: str) -> bool:
+    """Say whether a strategy asks for a `Transfer`, not only for a model that knows others."""
+    return name in _WARM
+
+
 def takes_transfer(name: str) -> bool:
     """Say whether records of other tasks are of use to a strategy, or to the model that it has."""
     return name in _WARM or strategy_class(name).model_name not in ("", "prior")
