@@ -50,7 +50,8 @@ def test_it_learns_which_source_is_alike_and_where_both_mislead() -> None:
     shown, asked = rows(40), rows(100, seed=1)
 
     def truth(at: np.ndarray) -> np.ndarray:
-        return -9 + at[:, 2] + 0.5 * np.sin(5 * at[:, 0])
+        found: np.ndarray = -9 + at[:, 2] + 0.5 * np.sin(5 * at[:, 0])
+        return found
 
     fitted = prior().fit(shown, truth(shown))
     assert fitted.trust[0] > 0.8 and fitted.trust[1] < 0.2
