@@ -1,12 +1,13 @@
-"""A decoding step of the first layers of MiMo-V2-Flash: attention, routing and int4 experts.
+"""A decoding step of the first layers of MiMo-V2-Flash: attention, gate, routing, int4 experts.
 
-python examples/moe_step.py [--minutes 3] [--threads N] [--layers 3] [--experts 16]
+python examples/moe_step.py [--minutes 3] [--threads N] [--layers 3] [--experts 16] [--json FILE]
 
 The layers are those of `mimo-v2-flash.json`, cut to as many as fit; each has its own caches and
 experts, all of which come from memory. Operators are tuned by what the model says of them
 (`wattune tune --model` does the same), exported as one library, and called layer by layer in a
 process of its own. Linear layers beside the experts are left out. The step's measured milliseconds
-are printed beside the predicted ones.
+are printed beside three others: the bytes that must move over the bandwidth of the same run, what
+the cost model predicts of the schedules, and the sum of the kernels measured alone.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ def tune(options: argparse.Namespace) -> None:
         assert default is not None
         times = f"{1e6 * selected.latency:.0f} us, default {1e6 * default.latency:.0f} us"
         print(f"{part.multiplicity} x {part.problem}: {times}")
-    (FOLDER / "total.json").write_text(json.dumps(report.ms_per_token.to_json()))
+    parts = [part.to_json() for part in report.problems]
+    kept = ("problem", "multiplicity", "default_seconds", "selected_seconds", "predicted_seconds")
+    found_parts = [{name: part[name] for name in kept} for part in parts]
+    total = {**report.ms_per_token.to_json(), "problems": found_parts}
+    (FOLDER / "total.json").write_text(json.dumps(total))
     wt.compile(problems, target, FOLDER / "tuned.sqlite").export(FOLDER / "kernels.so")
 
 
@@ -101,14 +106,46 @@ def run(options: argparse.Namespace) -> None:
         for layer in stack:
             layer["decode_attention"]()
             if "fused_moe" in layer:
-                shares, ids = layer["moe_topk"]()
+                shares, ids = layer["moe_topk"](gating_output=layer["moe_gate"]())
                 layer["fused_moe"](topk_weights=shares, topk_ids=ids)
         seconds.append(time.perf_counter() - start)
-    total = json.loads((FOLDER / "total.json").read_text())
+    total = {
+        **json.loads((FOLDER / "total.json").read_text()),
+        **least(found, options.threads),
+        "step": 1e3 * median(seconds),
+        "least_step": 1e3 * min(seconds),
+    }
     print(
-        f"{options.layers} layers: predicted {total['predicted']:.2f} ms a token, the sum of "
-        f"measured kernels {total['measured']:.2f} ms, a step {1e3 * median(seconds):.2f} ms "
-        f"(least {1e3 * min(seconds):.2f})"
+        f"{options.layers} layers, milliseconds a token: bytes over bandwidth "
+        f"{total['bytes_ms']:.2f}, predicted {total['predicted']:.2f}, the sum of measured kernels "
+        f"{total['measured']:.2f}, a step {total['step']:.2f} (least {total['least_step']:.2f})"
+    )
+    if options.json:
+        write(options, total)
+
+
+def least(found: list[Any], threads: int | None) -> dict[str, float]:
+    """Return the bytes that a token moves, and their milliseconds at the bandwidth of this run."""
+    import wattune as wt
+    from wattune.compiler.measure.limits import read_bandwidth_at
+    from wattune.ops import operator
+
+    moved = sum(p.multiplicity * operator(p.problem.operator).work(p.problem).bytes for p in found)
+    gbps = read_bandwidth_at(max(moved, 512 << 20), wt.Target.native(threads).threads)
+    return {"bytes": moved, "read_gbps": gbps, "bytes_ms": moved / gbps / 1e6}
+
+
+def write(options: argparse.Namespace, total: dict[str, Any]) -> None:
+    """Add a row to a file of results: of other numbers of threads it keeps theirs."""
+    import wattune as wt
+    from wattune.compiler.bench.machine import describe_machine
+    from wattune.compiler.bench.results import write_rows
+
+    target = wt.Target.native(options.threads)
+    sizes = {"layers": options.layers, "experts": options.experts, "context": CONTEXT}
+    row = {"problem": {"model": MODEL.name, **sizes}, "threads": target.threads}
+    write_rows(
+        options.json, {"machine": describe_machine(target)}, [{**row, "ms_per_token": total}]
     )
 
 
@@ -119,6 +156,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, help="default: all cores")
     parser.add_argument("--layers", type=int, default=3, help="the first one has no experts")
     parser.add_argument("--experts", type=int, default=16, help="of each layer; the model has 256")
+    parser.add_argument("--json", type=Path, help="file of results to add this to")
     parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
