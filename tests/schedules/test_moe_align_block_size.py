@@ -20,6 +20,10 @@ OPERATOR = operator("moe_align_block_size")
     ("problem", "knobs"),
     [
         (MoeAlignBlockSize(16, 256, 8), {}),
+        # Few pairs for so many experts.
+        (MoeAlignBlockSize(8, 256, 8), {}),
+        (MoeAlignBlockSize(2, 333, 5, block_size=1), {}),
+        (MoeAlignBlockSize(6, 128, 4, block_size=4, local_experts=127), {}),
         (MoeAlignBlockSize(700, 256, 8), {"ranges": 4, "grain": 1024}),
         (MoeAlignBlockSize(7, 6, 3, block_size=4), {"ranges": 1}),
         (MoeAlignBlockSize(500, 64, 4, block_size=0), {"grain": 1024}),
