@@ -10,9 +10,9 @@ import pytest
 
 import wattune as wt
 from wattune.errors import ArgumentError
-from wattune.ops import MoeAlignBlockSize, MoeTopk, Problem, operator
+from wattune.ops import MoeAlignBlockSize, MoeGate, MoeTopk, Problem, operator
 
-EXPERTS, TOP_K = 24, 3
+EXPERTS, TOP_K, HIDDEN = 24, 3, 600
 FIELDS: tuple[dict[str, Any], ...] = ({"block_size": 4}, {"block_size": 0})
 
 
@@ -22,6 +22,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Any:
     problems: list[Problem] = [
         *(MoeAlignBlockSize(40, EXPERTS, TOP_K, **fields) for fields in FIELDS),
         MoeAlignBlockSize(8, EXPERTS, TOP_K, 4),
+        *(MoeGate(tokens, EXPERTS, HIDDEN) for tokens in (1, 8)),
         MoeTopk(8, EXPERTS, TOP_K),
         MoeTopk(8, EXPERTS, TOP_K, "sigmoid", True),
     ]
@@ -47,6 +48,24 @@ def test_outputs_of_a_wrong_size(kernels: Any) -> None:
     out = tuple(np.zeros(size, np.int32) for size in (40, 10, 1))
     with pytest.raises(ArgumentError, match="sorted_slots is 40; expected 60 with tokens 5"):
         kernels.moe_align_block_size(ids, block_size=4, out=out)
+
+
+def test_a_token_is_routed_alike_in_every_bucket(kernels: Any) -> None:
+    problem = MoeGate(21, EXPERTS, HIDDEN)
+    op = operator(problem.operator)
+    inputs = op.make_inputs(problem, np.random.default_rng(0))
+    x, packed = inputs["hidden_states"], kernels.moe_gate.pack(inputs["gate_weight"])
+    together = kernels.moe_gate(x, packed)
+    tolerance = op.tolerance(problem, "router_logits")
+    expected = op.reference(problem, inputs)["router_logits"]
+    np.testing.assert_allclose(together, expected, tolerance.rtol, tolerance.atol)
+    for tokens in (0, 1, 2, 8, 9):
+        alone = kernels.moe_gate(x[:tokens], packed)
+        np.testing.assert_array_equal(alone.view(np.int32), together[:tokens].view(np.int32))
+    ids = kernels.moe_topk(together)[1]
+    for token in range(21):
+        row = kernels.moe_topk(kernels.moe_gate(x[token : token + 1], packed))[1]
+        np.testing.assert_array_equal(row[0], ids[token])
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 30])

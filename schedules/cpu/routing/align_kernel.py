@@ -65,7 +65,7 @@ class Kernel:
             # Offsets are wanted of every expert.
             self._many(tensors, pairs)
             return
-        with bits.functions(1), T.If(pairs * _SPARSE <= self.problem.experts):
+        with bits.functions(), T.If(pairs * _SPARSE <= self.problem.experts):
             with T.Then():
                 self._few(tensors, pairs)
             with T.Else():

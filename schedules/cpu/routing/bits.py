@@ -21,8 +21,9 @@ define linkonce_odr i32 @wattune_first_bit(i64 %word) alwaysinline {
   ret i32 %r
 }
 """
+# Kernels of different lanes are linked into one library.
 _COMPARISON = """
-define linkonce_odr i64 @wattune_{name}(<{n} x float> %a, <{n} x float> %b) alwaysinline {{
+define linkonce_odr i64 @wattune_{name}_{n}(<{n} x float> %a, <{n} x float> %b) alwaysinline {{
   %found = fcmp {name} <{n} x float> %a, %b
   %bits = bitcast <{n} x i1> %found to i{n}
   %r = zext i{n} %bits to i64
@@ -31,20 +32,25 @@ define linkonce_odr i64 @wattune_{name}(<{n} x float> %a, <{n} x float> %b) alwa
 """
 
 
-def functions(lanes: int) -> Any:
-    """Return the frame in which these functions are known, for vectors of ``lanes``."""
-    comparisons = (_COMPARISON.format(name=name, n=lanes) for name in ("oge", "ogt"))
+def functions(lanes: int = 0) -> Any:
+    """Return the frame in which `first_bit` and comparisons of ``lanes`` are known; 0: of none."""
+    comparisons = (_COMPARISON.format(name=name, n=lanes) for name in ("oge", "ogt") if lanes)
     return T.attr(T.int32(0), "pragma_import_llvm", _FUNCTIONS + "".join(comparisons))
 
 
 def reaching(values: Expr, bound: Expr) -> Expr:
     """Return, as int64, a bit for every lane that is not below the bound's."""
-    return T.call_pure_extern("int64", "wattune_oge", values, bound)
+    return _compared("oge", values, bound)
 
 
 def above(values: Expr, bound: Expr) -> Expr:
     """Return, as int64, a bit for every lane that is above the bound's."""
-    return T.call_pure_extern("int64", "wattune_ogt", values, bound)
+    return _compared("ogt", values, bound)
+
+
+def _compared(name: str, values: Expr, bound: Expr) -> Expr:
+    lanes = values.ty.dtype.lanes
+    return T.call_pure_extern("int64", f"wattune_{name}_{lanes}", values, bound)
 
 
 def first_bit(word: Expr) -> Expr:
