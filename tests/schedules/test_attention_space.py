@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from typing import Any
@@ -100,6 +101,20 @@ def asked(level: int, wake: int) -> dict[str, int]:
     function = template.lower(problem, target, values).with_attr("global_symbol", "kernel")
     module = tvm.tirx.build(tvm.IRModule({"kernel": function}), tvm.target.Target(target.llvm()))
     return Counter(re.findall(r"prefetch\w+", str(module.inspect_source("asm"))))
+
+
+def test_defaults_depend_on_the_first_cache() -> None:
+    problem = BlockSparseDecodeAttention(1, 4096, 8, 2, 128, max_blocks=8, block_size=48)
+    dense = DecodeAttention(1, 4096, 8, 2, 128)
+    features = (*CPU_PROFILES["avx512"], "avx512_bf16")
+    small, large = (Target("cpu", "x86_64", features, 2, 1, l1=size << 10) for size in (32, 48))
+
+    def defaults(problem: Attention) -> list[tuple[Any, ...]]:
+        found = [values_of(problem, target)[1] for target in (small, large)]
+        return [(values.get("streams"), values["block"], values["level"]) for values in found]
+
+    assert defaults(problem) == [(1, 128, 2), (4, 256, 1)]
+    assert defaults(dense) == [(None, 64, 2), (None, 16, 1)]
 
 
 def test_rows_are_asked_for_into_the_cache_that_is_named() -> None:

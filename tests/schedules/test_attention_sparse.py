@@ -14,6 +14,13 @@ from wattune.ops.token_sparse_decode_attention import TokenSparseDecodeAttention
 BLOCKS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     ({"max_blocks": 9, "block_size": 64}, {"block": 64}),
     ({"max_blocks": 9, "block_size": 48, "page_size": 24}, {"block": 64}),
+    # Side by side: four blocks, parts of two, parts of runs that are no multiple of a part.
+    ({"max_blocks": 9, "block_size": 64}, {"block": 256, "streams": 4}),
+    (
+        {"max_blocks": 9, "block_size": 64, "page_size": 32, "query_tokens": 2, "window": 700},
+        {"block": 128, "streams": 4, "prefetch": 32, "wake": 32, "splits": 2},
+    ),
+    ({"max_blocks": 9, "block_size": 20}, {"block": 128, "streams": 2, "prefetch": 16, "wake": 0}),
     (
         {"max_blocks": 24, "block_size": 20, "query_tokens": 3, "window": 300},
         {"splits": 2, "split_tokens": 256},

@@ -55,6 +55,7 @@ class AttentionTemplate(Template):
             wake=int(values["wake"]),
             level=int(values["level"]),
             stretch=int(values["stretch"]),
+            streams=int(values.get("streams", 1)),
             scores=str(values["scores"]),
             values=str(values["values"]),
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from wattune.ops.attention import Attention
 from wattune.schedules.cpu.attention.dot import WIDTH
@@ -14,6 +16,10 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
 COLUMNS = (2, 4, 8)
 # Chunks for each thread: enough to even out ragged requests; lists are more uneven.
 CHUNKS, LISTED_CHUNKS = 4, 8
+# Blocks that are read side by side, from a first cache of so many bytes on.
+STREAMS, LARGE_L1 = 4, 48 << 10
+# The most query rows of a key that memory keeps up with.
+FEW_ROWS = 8
 # Registers beside sums: a loaded vector in two parts, a query or weight.
 SPARE = 3
 
@@ -58,6 +64,41 @@ def is_listed(problem: Attention) -> bool:
     return hasattr(problem, "max_blocks") or hasattr(problem, "max_tokens")
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read by default: what of `Plan` decides when memory is asked for what."""
+
+    block: int
+    stretch: int
+    prefetch: int
+    wake: int = 0
+    level: int = 2
+    streams: int = 1
+
+    @classmethod
+    def of(cls, problem: Any, target: Target) -> Reading:
+        """Choose by measurements, those of `benchmarks/bandwidth.py` on Zen 4 and Zen 5.
+
+        With a first cache of 48 KiB (Zen 5) rows are asked for into it, dense keys and values are
+        read in turn, a page of each, and listed blocks side by side. With a smaller one (Zen 4)
+        rows are asked for into the second cache, and pages of listed blocks are woken. Tables of
+        listed keys cost more than those of dense ones: larger tiles.
+        """
+        large = "dot" in arithmetic_of(problem, target) and target.l1 >= LARGE_L1
+        if hasattr(problem, "max_blocks"):
+            if large:
+                whole = 1 << (STREAMS * problem.block_size - 1).bit_length()
+                block = min(512, max(128, whole))
+                return cls(block, stretch=8, prefetch=32, level=1, streams=STREAMS)
+            return cls(128, stretch=16, prefetch=32, wake=32)
+        # Many query rows a key are bound by instructions: larger tiles.
+        if large and problem.layout == "HND" and item_rows(problem) <= FEW_ROWS:
+            return cls(16, stretch=128, prefetch=16, level=1)
+        if is_listed(problem):
+            return cls(128, stretch=16, prefetch=32)
+        return cls(64, stretch=128, prefetch=64)
+
+
 def knobs(problem: Attention, target: Target) -> tuple[Knob, ...]:
     """Return the knobs, in the words of `Plan`; ``stretch`` and ``prefetch`` count keys."""
     lanes, arithmetic = lanes_of(problem, target), arithmetic_of(problem, target)
@@ -66,26 +107,26 @@ def knobs(problem: Attention, target: Target) -> tuple[Knob, ...]:
     most = max(r for r in rows if r <= (8 if registers_of(target) > 16 else 4))
     groups = -(-total // most)
     default_rows = min(r for r in rows if r * groups >= total)
-    # Tables of listed keys cost more than those of dense ones: larger tiles.
-    listed = is_listed(problem)
-    chunks = LISTED_CHUNKS if listed else CHUNKS
-    block = 128 if listed else 64
+    chunks = LISTED_CHUNKS if is_listed(problem) else CHUNKS
+    blocks = hasattr(problem, "max_blocks")
+    reading = Reading.of(problem, target)
     sums = 24 if registers_of(target) > 16 else 8
     splits = 1
     while target.threads > 1 and problem.kv_heads * splits < chunks * target.threads:
         splits *= 2
     counts = (1, 2, 4, 8, *(() if splits <= 8 else (splits,)))
     return (
-        Knob("block", (16, 32, 64, 128), block),
+        Knob("block", (16, 32, 64, 128, *((256, 512) if blocks else ())), reading.block),
         Knob("rows", rows, default_rows),
         Knob("unroll", (1, 2), 1),
         Knob("columns", COLUMNS, max(c for c in COLUMNS if c * default_rows <= sums or c == 2)),
-        Knob("stretch", (16, 128), 16 if listed else 128),
+        Knob("stretch", (8, 16, 128), reading.stretch),
         Knob("splits", counts, splits),
         Knob("split_tokens", (256, 1024), 256),
-        Knob("prefetch", (0, 16, 32, 64), 32 if listed else block),
-        Knob("wake", (0, 16, 32, 64), 32 if hasattr(problem, "max_blocks") else 0),
-        Knob("level", (1, 2), 2),
+        Knob("prefetch", (0, 16, 32, 64), reading.prefetch),
+        Knob("wake", (0, 16, 32, 64), reading.wake),
+        Knob("level", (1, 2), reading.level),
+        *((Knob("streams", (1, 2, 4), reading.streams),) if blocks else ()),
         Knob("scores", arithmetic, arithmetic[-1]),
         Knob("values", arithmetic, arithmetic[-1]),
     )

@@ -108,30 +108,48 @@ class Listed(Stream):
         with T.While(T.And(taken.load(0) < self.units, self.cursor.load(0) < total)):
             start = self._first(item, self.cursor.load(0))
             with T.If(self._seen(item, start)), T.Then():
-                self._take(item, start, into, block + taken.load(0) * self.run)
+                self._take(item, start, into, taken.load(0) * self.run)
                 partly = T.Not(sees_all(self.plan, item, start, start + self.run))
                 into.masked.store(1, into.masked.load(1) + T.cast(partly, "int32"))
                 taken.store(0, taken.load(0) + 1)
             self.cursor.store(0, self.cursor.load(0) + 1)
         count = T.bind(taken.load(0) * self.run)
-        into.counts.store(1, count)
+        # Keys that are left out lie between those of other streams.
+        into.counts.store(1, count if self.plan.streams == 1 else T.int32(block))
         with T.If(count < block), T.Then():
-            into.masked.store(1, T.int32(1))
-            with T.serial(block - count) as i:
-                into.rows.store(block + count + i, into.rows.load(block))
-                into.positions.store(block + count + i, T.int32(HIDDEN))
+            self._fill(into, count)
 
-    def _take(self, item: Item, start: Expr, into: Tiles, at: Expr) -> None:
+    def _fill(self, into: Tiles, count: Expr) -> None:
+        """Fill a tile that ``count`` keys leave open: hidden slots that repeat its first row."""
+        block, streams = self.plan.block, self.plan.streams
+        into.masked.store(1, T.int32(1))
+        row = T.bind(into.rows.load(block))
+        part = block // streams
+        with T.serial(block - count) as i:
+            key = T.bind(count + i)
+            at = block + (key % part * streams + key // part if streams > 1 else key)
+            into.rows.store(at, row)
+            into.positions.store(at, T.int32(HIDDEN))
+
+    def _take(self, item: Item, start: Expr, into: Tiles, key: Expr) -> None:
         """Name the rows of a unit; those that no query sees repeat one that is seen."""
+        block, streams = self.plan.block, self.plan.streams
         rows = Rows(self.plan.problem, self.tensors, item.request, item.head)
         first, end = visible(self.plan, item)
         low = T.bind(T.max(first - start, T.int32(0)))
         high = T.bind(T.min(end - start, T.int32(self.run)) - 1)
         base = T.bind(rows.at(start + low))
-        with T.serial(self.run) as i:
-            inside = T.max(T.min(i, high) - low, T.int32(0))
-            into.rows.store(at + i, base + T.cast(inside, "int64") * rows.step)
-            into.positions.store(at + i, start + i)
+        # Keys of a unit that stand in one stream.
+        part = block // streams
+        inner = gcd(self.run, part)
+        with T.serial(self.run // inner) as i:
+            number = T.bind(key + i * inner)
+            at = T.bind(block + number % part * streams + number // part)
+            with T.serial(inner) as j:
+                inside = T.max(T.min(i * inner + j, high) - low, T.int32(0))
+                slot = at + j * streams
+                into.rows.store(slot, base + T.cast(inside, "int64") * rows.step)
+                into.positions.store(slot, start + i * inner + j)
 
 
 def _variable() -> Region:

@@ -45,7 +45,8 @@ class Plan(Items):
     of one KV head) are processed ``rows`` at a time, ``unroll`` vectors of scores a step and
     ``columns`` vectors of values a pass; sums go back to memory after every ``stretch`` keys.
     Rows ``prefetch`` keys ahead (0: none) are prefetched into the first or second cache
-    (``level``), and the first lines of those ``wake`` keys beyond (0: none). ``scores`` and
+    (``level``), and the first lines of those ``wake`` keys beyond (0: none). Tiles of listed blocks
+    are read as ``streams`` equal parts side by side, a key of each in turn. ``scores`` and
     ``values`` name the arithmetic: ``fma``, ``dot`` or ``amx``, which takes ``least_keys`` at a
     time.
     """
@@ -65,6 +66,7 @@ class Plan(Items):
     stretch: int = 128
     wake: int = 0
     level: int = 1
+    streams: int = 1
 
     @property
     def folds(self) -> tuple[tuple[Fold, int, int], ...]:

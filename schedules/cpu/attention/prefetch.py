@@ -47,12 +47,15 @@ def prefetch_row(plan: Plan, operand: Operand, key: Expr) -> None:
 def wake_row(plan: Plan, operand: Operand, key: Expr, step: int = WAKE_KEYS) -> None:
     """Ask for the first lines of the row ``wake`` keys beyond those that are asked for whole.
 
-    Of ``step`` keys from ``key`` on, only those that begin `WAKE_KEYS` keys have such a row.
+    Of ``step`` keys from ``key`` on, only those that begin `WAKE_KEYS` keys of a stream have such
+    a row.
     """
     if operand.next is None or not plan.wake:
         return
-    with T.If(key % WAKE_KEYS < step), T.Then():
-        _lines(plan, operand, key + plan.wake, WAKE_LINES * LINE // plan.size)
+    streams = plan.streams
+    with T.If(key % (WAKE_KEYS * streams) < max(step, streams)), T.Then():
+        for stream in range(min(step, streams)):
+            _lines(plan, operand, key + plan.wake + stream, WAKE_LINES * LINE // plan.size)
 
 
 def ahead_of_pair(plan: Plan, operands: Sequence[Operand], first: Expr, pair: int) -> None:
