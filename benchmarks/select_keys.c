@@ -1,0 +1,171 @@
+/* An exact selection of the best scores of rows, written by hand: what a schedule could reach.
+ *
+ * Scores become 16-bit keys that order like them. The greatest key that `most` scores reach is
+ * found by false position, a step of every row in turn; one pass lists what reaches it, and of the
+ * scores that share the least key the worst are dropped.
+ */
+#define _GNU_SOURCE
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+#if defined(__AVX512BW__)
+#include <immintrin.h>
+
+enum { ROWS = 8, SCORES = 8192, LANES = 16, KEYS = 32, SLOW = 4 };
+
+typedef struct {
+  int low, high, reach_low, moved; /* the wanted key is low <= key < high */
+  float lead, lag;
+} Bracket;
+
+static int16_t keys[ROWS][SCORES] __attribute__((aligned(64)));
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* The upper halves of floats, as integers that order like them. */
+static inline int ordered(int half) { return (int16_t)(half ^ ((half >> 15) & 0x7fff)); }
+
+/* The least float of a key. */
+static float least_of(int key) {
+  uint32_t bits = (uint32_t)(uint16_t)ordered(key) << 16 | (key < 0 ? 0xffff : 0);
+  float score;
+  memcpy(&score, &bits, sizeof score);
+  return score;
+}
+
+static int key_of(float score) {
+  uint32_t bits;
+  memcpy(&bits, &score, sizeof bits);
+  return ordered((int16_t)(bits >> 16));
+}
+
+static Bracket convert(const float *scores, int64_t count, int16_t *into, int most) {
+  int16_t places[KEYS], lows[KEYS], highs[KEYS];
+  for (int i = 0; i < KEYS; ++i) places[i] = (int16_t)(2 * i + 1);
+  __m512i upper = _mm512_loadu_si512(places);
+  __m512i low = _mm512_set1_epi16(INT16_MAX), high = _mm512_set1_epi16(INT16_MIN);
+  for (int64_t i = 0; i < count; i += KEYS) {
+    __m512i half = _mm512_permutex2var_epi16(_mm512_loadu_si512(scores + i), upper,
+                                             _mm512_loadu_si512(scores + i + LANES));
+    __m512i sign = _mm512_srai_epi16(half, 15);
+    __m512i key = _mm512_xor_si512(half, _mm512_srli_epi16(sign, 1));
+    _mm512_store_si512(into + i, key);
+    low = _mm512_min_epi16(low, key);
+    high = _mm512_max_epi16(high, key);
+  }
+  _mm512_storeu_si512(lows, low);
+  _mm512_storeu_si512(highs, high);
+  Bracket found = {lows[0], highs[0], (int)count, 0, (float)(count - most), (float)most};
+  for (int i = 1; i < KEYS; ++i) {
+    found.low = lows[i] < found.low ? lows[i] : found.low;
+    found.high = highs[i] > found.high ? highs[i] : found.high;
+  }
+  ++found.high;
+  return found;
+}
+
+static int reaching(const int16_t *row, int64_t count, int key) {
+  __m512i below = _mm512_set1_epi16((int16_t)(key - 1)), one = _mm512_set1_epi16(1);
+  __m512i total[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+  for (int64_t i = 0; i < count; i += 2 * KEYS)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      __mmask32 reached = _mm512_cmpgt_epi16_mask(_mm512_load_si512(row + i + j * KEYS), below);
+      total[j] = _mm512_mask_add_epi16(total[j], reached, total[j], one);
+    }
+  return _mm512_reduce_add_epi32(_mm512_madd_epi16(_mm512_add_epi16(total[0], total[1]), one));
+}
+
+/* Narrows the bracket by false position, by its middle every `SLOW` steps. */
+static void narrow(Bracket *at, const int16_t *row, int64_t count, int most, int step) {
+  float low = least_of(at->low), high = least_of(at->high);
+  int middle = key_of(low + (high - low) * (at->lead / (at->lead + at->lag)));
+  if (step % SLOW == SLOW - 1) middle = (at->low + at->high) >> 1;
+  middle = middle <= at->low ? at->low + 1 : middle >= at->high ? at->high - 1 : middle;
+  int reached = reaching(row, count, middle);
+  if (reached >= most) {
+    at->low = middle, at->reach_low = reached, at->lead = (float)(reached - most);
+    at->lag *= at->moved == 1 ? 0.5f : 1.0f, at->moved = 1;
+    if (reached == most) at->high = middle + 1;
+  } else {
+    at->high = middle, at->lag = (float)(most - reached);
+    at->lead *= at->moved == 2 ? 0.5f : 1.0f, at->moved = 2;
+  }
+}
+
+/* Lists what reaches the bracket's low key; returns how many, `most` or more. */
+static int list(const float *scores, int64_t count, const Bracket *at, int most, int32_t *into,
+                int *ties, int *tied) {
+  __m512 least = _mm512_set1_ps(least_of(at->low)), above = _mm512_set1_ps(least_of(at->low + 1));
+  __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  int listed = 0;
+  for (int64_t i = 0; i < count; i += LANES) {
+    __m512 score = _mm512_loadu_ps(scores + i);
+    unsigned chosen = _mm512_cmp_ps_mask(score, least, _CMP_GE_OQ);
+    _mm512_storeu_si512(into + listed, _mm512_maskz_compress_epi32((__mmask16)chosen, index));
+    if (at->reach_low > most) {
+      unsigned same = chosen & _mm512_cmp_ps_mask(score, above, _CMP_LT_OQ);
+      for (; same; same &= same - 1)
+        ties[(*tied)++] = listed + __builtin_popcount(chosen & ((same & -same) - 1));
+    }
+    listed += __builtin_popcount(chosen);
+    index = _mm512_add_epi32(index, _mm512_set1_epi32(LANES));
+  }
+  return listed;
+}
+
+/* Drops the worst of what shares the least key, the last of equal ones. */
+static void drop(const float *scores, int32_t *from, int listed, int most, int *ties, int tied) {
+  for (; listed > most; --listed, --tied) {
+    int worst = 0;
+    for (int i = 1; i < tied; ++i)
+      if (scores[from[ties[i]]] <= scores[from[ties[worst]]]) worst = i;
+    int gone = ties[worst];
+    memmove(from + gone, from + gone + 1, (size_t)(listed - gone - 1) * sizeof *from);
+    for (int i = worst + 1; i < tied; ++i) ties[i - 1] = ties[i] - 1;
+  }
+}
+
+/* Return the seconds of selecting `most` of each of up to 8 rows of up to 8192 scores, the least of
+ * `repeats` times. `indices` has `count` + 16 places a row; `count` is a multiple of 64. */
+double select_keys(const float *scores, int64_t rows, int64_t count, int most, int32_t *indices,
+                   int repeats) {
+  double least = INFINITY;
+  Bracket at[ROWS];
+  int ties[SCORES];
+  for (int repeat = 0; repeat < repeats; ++repeat) {
+    double start = now();
+    for (int row = 0; row < rows; ++row)
+      at[row] = convert(scores + row * count, count, keys[row], most);
+    int open = 1;
+    for (int step = 0; open; ++step) {
+      open = 0;
+      for (int row = 0; row < rows; ++row)
+        if (at[row].high - at[row].low > 1) {
+          narrow(&at[row], keys[row], count, most, step);
+          open = 1;
+        }
+    }
+    for (int row = 0; row < rows; ++row) {
+      int32_t *into = indices + row * (count + LANES);
+      int tied = 0;
+      int listed = list(scores + row * count, count, &at[row], most, into, ties, &tied);
+      drop(scores + row * count, into, listed, most, ties, tied);
+    }
+    double seconds = now() - start;
+    if (seconds < least) least = seconds;
+  }
+  return least;
+}
+#else
+double select_keys(const float *scores, int64_t rows, int64_t count, int most, int32_t *indices,
+                   int repeats) {
+  (void)scores, (void)rows, (void)count, (void)most, (void)indices, (void)repeats;
+  return INFINITY;
+}
+#endif
