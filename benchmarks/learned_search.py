@@ -1,9 +1,9 @@
 """Does the learned model help on this machine? ``python -m benchmarks.learned_search [--seeds 3]``.
 
-One ternary and one attention shape are tuned with equal budgets by the default strategy (learned
-model), by evolution without a model and by random search, each from an empty database. What all of
-them found is then measured in turn, in one session, with the default schedule: those figures are
-compared, not the ones that each search saw. A problem and a seed is one row, written when it is
+One ternary and one attention shape are tuned with equal budgets by the default strategy (a process
+for the task), by evolution with the model of all tasks and by random search, each from an empty
+database. What all of them found is then measured in turn, in one session, with the default
+schedule: those figures are compared, not the ones that each search saw. A problem and a seed is one row, written when it is
 complete; what the file of the day holds is not measured again, so that a long run can be cut into
 short ones (``--only``, ``--minutes``).
 """
@@ -26,7 +26,7 @@ from wattune.schedules.target import Target
 from wattune.schedules.template import default_candidate
 
 RESULTS = Path(__file__).parent / "results"
-STRATEGIES = ("evolutionary", "plain_evolutionary", "random")
+STRATEGIES = ("bayesian", "evolutionary", "random")
 PROBLEMS: dict[str, Problem] = {
     "ternary": TernaryGemm(1, 14336, 4096, dtype="bfloat16"),
     "attention": DecodeAttention(1, 4096, 32, 8, 128),

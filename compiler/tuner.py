@@ -41,7 +41,7 @@ def tune(
     trials: int = 200,
     minutes: float | None = None,
     objective: str | Objective = "latency",
-    strategy: str = "evolutionary",
+    strategy: str = "bayesian",
     mode: str = "cold",
     weights: Mapping[Problem, float] | None = None,
     multiplicity: Mapping[Problem, int] | None = None,
@@ -60,6 +60,7 @@ def tune(
     `MeasureError`; an energy objective without a meter is a `TargetError`.
     """
     wanted = parse_objective(objective)
+    # One that needs no more than physics gets the prior; what learns foretells energy all the same.
     model_name = strategy_class(strategy).model_name
     _check(problems, trials, minutes, mode)
     _check_meter(wanted, target, runner)
@@ -73,7 +74,7 @@ def tune(
         settings = Settings(strategy, wanted, mode, fingerprint(target), seed)
         own = used if isinstance(used, LocalRunner) and runner is None else None
         rates = _rates(records, target, settings.fingerprint, report, own)
-        model = cost_model(model_name, mode=mode, rates=rates) if model_name else None
+        model = cost_model("xgboost", mode=mode, rates=rates) if model_name else None
         prior = PriorModel(mode, rates)
         screen = _screen(used, wanted, mode, rates) if model_name else None
         session = Session(tasks, settings, records, used, budget, report, prior, model, screen)

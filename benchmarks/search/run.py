@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks.search.runs import (
     Kept,
     Run,
+    fits,
     own_strategies,
     run,
     space_names,
@@ -47,7 +48,7 @@ def main() -> None:
         for seed in range(given.seeds)
         for space in given.space or space_names()
         for name in names
-        if name in given.again or kept.get(space, name, seed) is None
+        if fits(space, name) and (name in given.again or kept.get(space, name, seed) is None)
     ]
     _run_all(jobs, given, kept)
     rows = [

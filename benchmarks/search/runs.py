@@ -27,6 +27,8 @@ PEERS: dict[str, Peer] = {
 OPTUNA = ("optuna:tpe", "optuna:random")
 # Of a small space a search is asked for at most this share: some never come to the last points.
 MOST = 0.6
+# It walks around its local optima and does not end before it has seen as many points as asked for.
+ENDLESS, SMALL = ("kernel_tuner:greedy_ils",), 1000
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ def space(name: str) -> Recording:
 def space_names() -> tuple[str, ...]:
     """Return the shipped spaces."""
     return tuple(sorted(path.name.removesuffix(".json.gz") for path in SPACES.glob("*.json.gz")))
+
+
+def fits(name: str, strategy: str) -> bool:
+    """Say whether a strategy can be run on a space."""
+    return strategy not in ENDLESS or len(space(name).rows) > SMALL
 
 
 def run(name: str, strategy: str, seed: int, budget: int, batch: int = 1) -> Run:

@@ -23,7 +23,7 @@ _WITHIN = 0.05
     "--strategy",
     "strategies",
     multiple=True,
-    default=("evolutionary",),
+    default=("bayesian",),
     show_default=True,
     help=f"{', '.join(strategy_names())}; repeatable.",
 )

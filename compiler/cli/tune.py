@@ -44,7 +44,7 @@ CLEARLY = 1.03
 @click.option("--minutes", type=float, help="End the search after so many minutes.")
 @database_option
 @objective_option
-@click.option("--strategy", default="evolutionary", show_default=True, help="How to search.")
+@click.option("--strategy", default="bayesian", show_default=True, help="How to search.")
 @click.option("--mode", default="cold", show_default=True, help="cold, or hot (data in caches).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all random choices.")
 @click.option(

@@ -115,7 +115,7 @@ class Trace:
 
 def replay(
     path: str | Path | Recording,
-    strategy: str = "evolutionary",
+    strategy: str = "bayesian",
     budget: int = 100,
     seed: int = 0,
     objective: str | Objective = "latency",

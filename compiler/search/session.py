@@ -28,7 +28,7 @@ from wattune.compiler.search.events import (
 from wattune.compiler.search.screen import Screen
 from wattune.compiler.search.standings import eligible
 from wattune.compiler.search.stopping import Budget, Phase, Settling
-from wattune.compiler.search.strategy import Strategy, starts_warm, strategy
+from wattune.compiler.search.strategy import Strategy, starts_warm, strategy, strategy_class
 from wattune.compiler.search.task import Task
 from wattune.compiler.search.transfer import Transfer, nearest, transfer_of
 from wattune.cost_models.base import CostModel, cost_model
@@ -129,9 +129,9 @@ class Session:
         if found is None:
             wanted = self.settings
             others = self._transfer(task)
-            found = strategy(
-                wanted.strategy, task, self.model, wanted.seed, wanted.objective, others
-            )
+            physics = strategy_class(wanted.strategy).model_name == self.prior.name
+            model = self.prior if physics else self.model
+            found = strategy(wanted.strategy, task, model, wanted.seed, wanted.objective, others)
             state = self.database.get_state(self._state_name("strategy", task))
             if state is not None:
                 found.restore(state)
