@@ -3,9 +3,9 @@
 One ternary and one attention shape are tuned with equal budgets by the default strategy (a process
 for the task), by evolution with the model of all tasks and by random search, each from an empty
 database. What all of them found is then measured in turn, in one session, with the default
-schedule: those figures are compared, not the ones that each search saw. A problem and a seed is one row, written when it is
-complete; what the file of the day holds is not measured again, so that a long run can be cut into
-short ones (``--only``, ``--minutes``).
+schedule: those figures are compared, not the ones that each search saw. A problem and a seed is one
+row, written when it is complete; what the file of the day holds is not measured again, so that a
+long run can be cut into short ones (``--only``, ``--minutes``).
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from benchmarks.search.runs import (
     fits,
     own_strategies,
     run,
+    space,
     space_names,
     strategies,
 )
@@ -134,7 +135,7 @@ def _write(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
         "budget": given.budget,
         "batch": given.batch,
         "rows": rows,
-        "overall": overall(rows, given.budget),
+        "overall": {kind: overall(some, given.budget) for kind, some in _by_device(rows).items()},
         "against_best_peer": against(rows, is_peer),
     }
     given.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -155,24 +156,38 @@ def _show(rows: list[dict[str, Any]], budget: int) -> None:
         for r in rows
     ]
     print_table([*columns, ">time"], lines, "medians [95 % interval of the median]")
-    print_table(
-        ["strategy", ">spaces", ">to 5 %", *(f">regret at {s}" for s in steps)],
-        [
-            [
-                r["strategy"],
-                r["spaces"],
-                f"{'>= ' if r['at_least'] else ''}{r['evaluations_to_5%']:.0f}",
-                *("-" if v is None else f"{v:.1%}" for v in r["regret"].values()),
-            ]
-            for r in overall(rows, budget)
-        ],
-        "over spaces: geometric mean of the medians to 5 %, mean of the median regrets",
-    )
+    for kind, some in _by_device(rows).items():
+        _show_overall(overall(some, budget), kind, steps)
     for found in against(rows, is_peer):
         print(
             f"{found['strategy']} against the best peer of each space and step: "
             f"{found['wins']} wins, {found['ties']} ties, {found['losses']} losses"
         )
+
+
+def _by_device(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the spaces of each kind of device: large ones of GPUs, small of CPUs."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for each in rows:
+        found.setdefault(space(each["space"]).target.kind, []).append(each)
+    return found
+
+
+def _show_overall(found: list[dict[str, Any]], kind: str, steps: list[str]) -> None:
+    lines = [
+        [
+            r["strategy"],
+            r["spaces"],
+            f"{'>= ' if r['at_least'] else ''}{r['evaluations_to_5%']:.0f}",
+            *("-" if v is None else f"{v:.1%}" for v in r["regret"].values()),
+        ]
+        for r in found
+    ]
+    print_table(
+        ["strategy", ">spaces", ">to 5 %", *(f">regret at {s}" for s in steps)],
+        lines,
+        f"over spaces of {kind}: geometric mean of the medians to 5 %, mean of the median regrets",
+    )
 
 
 def _count(figure: dict[str, float | None], budget: int) -> str:
