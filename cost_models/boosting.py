@@ -32,6 +32,8 @@ REGRESSION: dict[str, Any] = {
     "max_depth": 6,
     "eta": 0.12,
     "min_child_weight": 0.1,
+    # Records weigh 0.1 to 1: with the usual 1 a leaf of a few would say almost nothing.
+    "lambda": 0.3,
     "rounds": 80,
 }
 # The hessian of a logistic loss is at most 1/4, so that a leaf needs less of it.
@@ -59,12 +61,14 @@ class Trees:
     """A few boosted models of the same thing; each was shown all but its share of the rows.
 
     ``columns`` of the feature matrix are used: those that were not constant in training.
-    ``calibration`` comes from the errors that members made on the rows they were not shown.
+    ``calibration`` comes from the errors that members made on the rows they were not shown,
+    ``errors`` [n].
     """
 
     columns: NDArray[np.int64]
     boosters: tuple[Any, ...]
     calibration: Calibration = field(default_factory=Calibration)
+    errors: Floats = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     def fit(
@@ -92,9 +96,9 @@ class Trees:
         if members == 1:
             return trees
         guesses = trees._members(matrix)
-        blind = guesses[share, np.arange(len(labels))]
-        calibration = Calibration.fit(blind - labels, guesses.std(axis=0), weights)
-        return replace(trees, calibration=calibration)
+        errors = guesses[share, np.arange(len(labels))] - labels
+        calibration = Calibration.fit(errors, guesses.std(axis=0), weights)
+        return replace(trees, calibration=calibration, errors=errors)
 
     def predict(self, matrix: Rows) -> tuple[Floats, Floats]:
         """Return the mean and its standard deviation, [n] each."""
@@ -115,6 +119,7 @@ class Trees:
             "columns": self.columns.tolist(),
             "boosters": boosters,
             "calibration": self.calibration.to_state(),
+            "errors": pack_bytes(self.errors.astype("<f8").tobytes()),
         }
 
     @classmethod
@@ -127,7 +132,8 @@ class Trees:
             booster.load_model(bytearray(unpack_bytes(text)))
             boosters.append(booster)
         columns = np.array(state["columns"], np.int64)
-        return cls(columns, tuple(boosters), Calibration.from_state(state["calibration"]))
+        errors = np.frombuffer(unpack_bytes(state["errors"]), "<f8").astype(np.float64)
+        return cls(columns, tuple(boosters), Calibration.from_state(state["calibration"]), errors)
 
 
 def varying(matrix: Rows) -> NDArray[np.int64]:

@@ -31,6 +31,11 @@ def task_of(candidate: Candidate, mode: str) -> str:
     return f"{mode}:{machine_of(candidate)}:{candidate.problem.static_key}"
 
 
+def group_of(candidate: Candidate, mode: str) -> str:
+    """Name the candidates among which the fastest is sought: one bucket, a machine, a mode."""
+    return f"{mode}:{machine_of(candidate)}:{candidate.problem.key}"
+
+
 def record_key(record: Record) -> str:
     """Name a record: the same candidate measured again is another one."""
     text = repr(
@@ -81,7 +86,7 @@ class Examples:
         self.rows.append(features.row(candidate, mode))
         self.task.append(task_of(candidate, mode))
         self.machine.append(machine_of(candidate))
-        self.group.append(f"{mode}:{self.machine[-1]}:{candidate.problem.key}")
+        self.group.append(group_of(candidate, mode))
         latency, joules = record.latency, record.joules
         self.latency.append(math.log(latency) if record.valid else math.nan)
         known = record.valid and joules is not None and joules > 0

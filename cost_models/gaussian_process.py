@@ -84,6 +84,20 @@ class GaussianProcess:
         left = np.maximum(before - np.einsum("ij,ij->j", half, half), 1e-9)
         return level + solved @ cross, np.sqrt(variance * left)
 
+    def left_out(self, rows: Floats, labels: Floats) -> Floats:
+        """Return the error at each of rows [n, columns] of the process without it, [n].
+
+        The level is that of all; Rasmussen and Williams, Gaussian Processes, equation 5.12.
+        """
+        scale = np.sqrt(self.weights[self.groups])
+        kernel = self._kernel(rows * scale, rows * scale)
+        kernel[np.diag_indices_from(kernel)] += self.noise + _LEAST_NOISE
+        inverse = np.linalg.inv(kernel)
+        ones = inverse.sum(axis=1)
+        level = float(ones @ labels / ones.sum())
+        found: Floats = inverse @ (labels - level) / np.diag(inverse)
+        return found
+
     def _linear(self) -> NDArray[np.bool_]:
         """Return which groups are trends, [groups]."""
         return np.isin(np.arange(len(self.weights)), list(self.trends))

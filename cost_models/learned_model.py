@@ -15,10 +15,18 @@ from wattune.cost_models.boosting import CLASSIFICATION, Trees, require_xgboost
 from wattune.cost_models.efficacy import ARMS, target_of
 from wattune.cost_models.efficacy import weights as weights_by
 from wattune.cost_models.energy_prior import EnergyPrior
-from wattune.cost_models.examples import Centres, Examples, machine_of, speed_weights, task_of
+from wattune.cost_models.examples import (
+    Centres,
+    Examples,
+    group_of,
+    machine_of,
+    speed_weights,
+    task_of,
+)
 from wattune.cost_models.matrix import Columns, FeatureMatrix, Rows
 from wattune.cost_models.prior import Rates
 from wattune.cost_models.prior_model import PRIOR_STD
+from wattune.cost_models.task_process import LEAST_RECORDS, TaskProcess
 from wattune.cost_models.tree_efficacy import tree_efficacy
 from wattune.errors import DatabaseError, UnknownNameError
 from wattune.schedules.candidate import Candidate, Record
@@ -28,7 +36,7 @@ MEMBERS = 5
 _LEAST_RECORDS = 8
 # A classifier needs some of both kinds.
 _LEAST_FAILURES = 3
-_STATE_VERSION = 3
+_STATE_VERSION = 4
 
 
 class Regressor(Protocol):
@@ -43,6 +51,9 @@ class Regressor(Protocol):
 
 class LearnedModel(CostModel):
     """ln(latency) = ln(prior) + level of the task + an ensemble's correction.
+
+    Where the ensemble knows its errors, a Gaussian process of the task's own records has a share in
+    the correction (`TaskProcess`).
 
     ln(mean power) = ln(static power + energy of bytes and operations / latency) + a second
     ensemble's correction, which sees the latency: what it knows of energy is not what the first one
@@ -83,6 +94,7 @@ class LearnedModel(CostModel):
         self._power: Regressor | None = None
         self._validity: Trees | None = None
         self._levels = Centres()
+        self._own: dict[str, TaskProcess | None] = {}
         self._energy = EnergyPrior()
 
     @abstractmethod
@@ -132,6 +144,7 @@ class LearnedModel(CostModel):
         """Fit everything anew: with few hundred records that is fast, and forgets nothing."""
         examples = self._examples
         self._trained_on = len(examples.rows)
+        self._own = {}
         matrix = self._features.columns.stack(examples.rows)
         latency, power = np.array(examples.latency), np.array(examples.power)
         self._train_latency(matrix, latency, np.flatnonzero(~np.isnan(latency)))
@@ -191,8 +204,34 @@ class LearnedModel(CostModel):
             return prior, np.full(len(candidates), PRIOR_STD)
         tasks = [task_of(candidate, self.mode) for candidate in candidates]
         difference, std = self._latency.predict(matrix)
+        groups = np.array([group_of(candidate, self.mode) for candidate in candidates])
+        for group in np.unique(groups):
+            if (own := self._process_of(str(group))) is not None:
+                at = groups == group
+                difference[at], std[at] = own.mixed(matrix[at], difference[at], std[at])
         level_std = self._levels.std(tasks, PRIOR_STD)
         return prior + self._levels.of(tasks) + difference, np.hypot(std, level_std)
+
+    def _process_of(self, group: str) -> TaskProcess | None:
+        """Return the process of a group, fitted when it is first asked for after a training."""
+        if group not in self._own:
+            self._own[group] = self._fit_process(group)
+        return self._own[group]
+
+    def _fit_process(self, group: str) -> TaskProcess | None:
+        examples, errors = self._examples, getattr(self._latency, "errors", np.zeros(0))
+        latency = np.array(examples.latency[: self._trained_on])
+        shown = np.flatnonzero(~np.isnan(latency))
+        mine = np.flatnonzero([examples.group[at] == group for at in shown])
+        if len(errors) != len(shown) or len(mine) < LEAST_RECORDS:
+            return None
+        at = shown[mine]
+        matrix = self._features.columns.stack([examples.rows[i] for i in at])
+        labels = latency[at] - self._features.log_prior(matrix)
+        labels -= self._levels.of([examples.task[i] for i in at])
+        weights = speed_weights(latency[at], [group] * len(at))
+        names = self._features.columns.names
+        return TaskProcess.fit(names, matrix, labels, errors[mine], weights)
 
     def _predict_power(
         self, candidates: Sequence[Candidate], matrix: Rows, latency: Floats
@@ -247,6 +286,7 @@ class LearnedModel(CostModel):
         self._features.columns = Columns(state["columns"])
         self._examples = Examples.from_state(state["examples"])
         self._trained_on = int(state["trained_on"])
+        self._own = {}
         self._levels = Centres.from_state(state["levels"])
         self._energy = EnergyPrior.from_state(state["energy_prior"])
         self._latency, self._power = (

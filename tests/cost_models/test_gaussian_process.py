@@ -44,6 +44,17 @@ def test_at_a_known_point_it_says_what_was_measured() -> None:
     assert far.min() > 10 * std.max()
 
 
+def test_the_error_at_what_is_left_out_is_that_of_a_process_without_it() -> None:
+    rows, labels = data(20)
+    process = prior().fit(rows, labels)
+    errors = process.left_out(rows, labels)
+    for at in (0, 7, 19):
+        others = np.arange(20) != at
+        mean, _ = process.predict(rows[others], labels[others], rows[[at]])
+        # The level is of all records in one and of the others in the other.
+        assert errors[at] == pytest.approx(labels[at] - mean[0], abs=0.03 * labels.std())
+
+
 def test_the_likelihoods_slope_is_the_numerical_one() -> None:
     rows, labels = data(15)
     linear = np.array([False, True, False])

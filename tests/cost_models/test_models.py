@@ -199,7 +199,7 @@ def test_files_that_are_no_model_are_refused(world: World, tmp_path: Path) -> No
     with pytest.raises(DatabaseError, match="is damaged"):
         model.load(path)
     path.write_text(json.dumps({**state, "version": 9}))
-    with pytest.raises(DatabaseError, match="version 9, this program knows 3"):
+    with pytest.raises(DatabaseError, match="version 9, this program knows 4"):
         model.load(path)
 
 
