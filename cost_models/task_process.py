@@ -59,8 +59,7 @@ class TaskProcess:
             return None
         low, span = numbers.min(axis=0)[columns], span[columns]
         rows = (numbers[:, columns] - low) / span
-        prior = _prior([names[at] for at in columns])
-        process = prior.fit(rows, labels)
+        process = _prior([names[int(at)] for at in columns]).fit(rows, labels)
         own = np.average(process.left_out(rows, labels) ** 2, weights=weights)
         theirs = np.average(errors**2, weights=weights)
         share = float(theirs / (own + theirs)) if own + theirs > 0 else 0.5
