@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from wattune.errors import ProblemError
 from wattune.ops.dtypes import unit_roundoff
 from wattune.ops.expert_weights import FORMATS, random_words
-from wattune.ops.fields import error
+from wattune.ops.fields import error, integer, number, one_of
 from wattune.ops.operator import Argument, Array, Operator, P, Problem, Tolerance, Values
 
 _ROUTING_SEED = 20
@@ -20,11 +21,43 @@ _ROUTING_SEED = 20
 _ROLL = 8191
 
 
-def check_depth(problem: Problem, name: str, format: str) -> None:
-    """Refuse a matrix whose rows are not whole groups of the format."""
-    group = FORMATS[format].group
-    if getattr(problem, name) % group:
-        raise error(problem, name, f"a multiple of {group} with format {format}")
+@dataclass(frozen=True)
+class ExpertsProblem(Problem):
+    """Tokens, each routed to ``top_k`` of the experts; subclasses add the sizes of the weights.
+
+    They also add ``dtype`` of activations and output, ``format`` of the weights (bf16, int8: a
+    scale a row, or int4: scale and zero for each 128 columns) and ``skew`` of the routing that
+    inputs are drawn with: the expert of rank r is as popular as (r + 1)^-skew.
+    """
+
+    runtime: ClassVar[tuple[str, ...]] = ("tokens",)
+    # Sizes of outputs only, and those that products sum over.
+    widths: ClassVar[tuple[str, ...]] = ()
+    depths: ClassVar[tuple[str, ...]]
+
+    tokens: int
+    num_experts: int
+    top_k: int
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("tokens", "num_experts", *self.widths):
+            integer(self, name, 1)
+        for name in self.depths:
+            integer(self, name, 1, 1 << 16)
+        integer(self, "top_k", 1, self.num_experts)
+        one_of(self, "dtype", ("bfloat16", "float32"))
+        one_of(self, "format", FORMATS)
+        number(self, "skew")
+        for name in self.depths:
+            self._check_groups(name)
+
+    def _check_groups(self, name: str) -> None:
+        """Refuse a matrix whose rows are not whole groups of the format."""
+        format: str = getattr(self, "format")  # noqa: B009
+        group = FORMATS[format].group
+        if getattr(self, name) % group:
+            raise error(self, name, f"a multiple of {group} with format {format}")
 
 
 def topk_ids(top_k: int, num_experts: int) -> Argument:

@@ -16,48 +16,28 @@ import numpy as np
 
 from wattune.ops import experts
 from wattune.ops.dtypes import itemsize, round_to
-from wattune.ops.expert_weights import FORMATS
-from wattune.ops.fields import integer, number, one_of
-from wattune.ops.operator import Argument, Array, Problem, Work
+from wattune.ops.operator import Argument, Array, Work
 
 
 @dataclass(frozen=True)
-class FusedMoe(Problem):
+class FusedMoe(experts.ExpertsProblem):
     """out[tokens, hidden_size] of hidden_states[tokens, hidden_size].
 
     w1 packs ``gate_up_proj`` [num_experts, 2 * intermediate_size, hidden_size], rows of gate before
-    rows of up, and w2 ``down_proj`` [num_experts, hidden_size, intermediate_size]. ``format`` is
-    that of both: bf16, int8 (a scale a row) or int4 (scale and zero for each 128 columns).
-    Activations are rounded before each product: to bfloat16, beside integer weights to int8 per
-    row. All sums are float32, that over a token's experts in the order of its slots. Slots with an
-    id of -1 (an expert elsewhere) add nothing. ``skew`` is that of the routing that inputs are
-    drawn with: the expert of rank r is as popular as (r + 1)^-skew.
+    rows of up, and w2 ``down_proj`` [num_experts, hidden_size, intermediate_size]; ``format`` is
+    that of both. Activations are rounded before each product: to bfloat16, beside integer weights
+    to int8 per row. All sums are float32, that over a token's experts in the order of its slots.
+    Slots with an id of -1 (an expert elsewhere) add nothing.
     """
 
     operator: ClassVar[str] = "fused_moe"
-    runtime: ClassVar[tuple[str, ...]] = ("tokens",)
+    depths: ClassVar[tuple[str, ...]] = ("hidden_size", "intermediate_size")
 
-    tokens: int
-    num_experts: int
-    top_k: int
     hidden_size: int
     intermediate_size: int
     dtype: str = "bfloat16"
     format: str = "bf16"
     skew: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        for name in ("tokens", "num_experts"):
-            integer(self, name, 1)
-        for name in ("hidden_size", "intermediate_size"):
-            integer(self, name, 1, 1 << 16)
-        integer(self, "top_k", 1, self.num_experts)
-        one_of(self, "dtype", ("bfloat16", "float32"))
-        one_of(self, "format", FORMATS)
-        number(self, "skew")
-        for name in ("hidden_size", "intermediate_size"):
-            experts.check_depth(self, name, self.format)
 
     def shared_data(self) -> str:
         """Name the weights: one packed copy serves every token bucket."""

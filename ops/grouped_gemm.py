@@ -16,43 +16,26 @@ import numpy as np
 
 from wattune.ops import experts
 from wattune.ops.dtypes import itemsize, round_to
-from wattune.ops.expert_weights import FORMATS
-from wattune.ops.fields import integer, number, one_of
-from wattune.ops.operator import Argument, Array, Problem, Work
+from wattune.ops.operator import Argument, Array, Work
 
 
 @dataclass(frozen=True)
-class GroupedGemm(Problem):
+class GroupedGemm(experts.ExpertsProblem):
     """y[tokens, top_k, out_features] = x[tokens, in_features] @ w[topk_ids[tokens, top_k]]^T.
 
-    ``format`` is that of the weights: bf16, int8 (a scale a row) or int4 (scale and zero for each
-    128 columns). Activations are rounded to bfloat16, beside integer weights to int8 per token.
-    Rows of an id of -1 (an expert elsewhere) are 0. ``skew`` is that of the routing that inputs are
-    drawn with: the expert of rank r is as popular as (r + 1)^-skew.
+    Activations are rounded to bfloat16, beside integer weights to int8 per token. Rows of an id of
+    -1 (an expert elsewhere) are 0.
     """
 
     operator: ClassVar[str] = "grouped_gemm"
-    runtime: ClassVar[tuple[str, ...]] = ("tokens",)
+    widths: ClassVar[tuple[str, ...]] = ("out_features",)
+    depths: ClassVar[tuple[str, ...]] = ("in_features",)
 
-    tokens: int
-    num_experts: int
-    top_k: int
     out_features: int
     in_features: int
     dtype: str = "bfloat16"
     format: str = "bf16"
     skew: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        for name in ("tokens", "num_experts", "out_features"):
-            integer(self, name, 1)
-        integer(self, "in_features", 1, 1 << 16)
-        integer(self, "top_k", 1, self.num_experts)
-        one_of(self, "dtype", ("bfloat16", "float32"))
-        one_of(self, "format", FORMATS)
-        number(self, "skew")
-        experts.check_depth(self, "in_features", self.format)
 
     def shared_data(self) -> str:
         """Name the weights: one packed copy serves every token bucket."""

@@ -11,9 +11,9 @@ from tests.emulator.amx import collect, emulate
 from tests.schedules.kernels import assert_matches, run_kernel
 
 from wattune.ops import FusedMoe, GroupedGemm, operator
-from wattune.schedules.cpu.grouped_gemm.templates import FusedMoeAmx, GroupedGemmAmx
+from wattune.schedules.cpu.grouped_gemm import TEMPLATES
 from wattune.schedules.target import Target
-from wattune.schedules.template import Template, default_candidate, layout_of, templates_for
+from wattune.schedules.template import default_candidate, layout_of, templates_for
 
 NATIVE = Target.native(threads=1)
 # This CPU with tiles: what the compiler emits besides them must run here.
@@ -23,16 +23,20 @@ AMX = Target.parse("cpu:amx")
 
 # Rows beyond one tile and beyond two, rows of weights that do not fill a block.
 PROBLEMS = [
-    (FusedMoeAmx(), FusedMoe(21, 3, 2, 64, 96)),
-    (FusedMoeAmx(), FusedMoe(40, 2, 2, 128, 64, dtype="float32", format="int8")),
-    (GroupedGemmAmx(), GroupedGemm(18, 2, 1, 50, 128, format="int8")),
+    FusedMoe(21, 3, 2, 64, 96),
+    FusedMoe(40, 2, 2, 128, 64, dtype="float32", format="int8"),
+    FusedMoe(21, 3, 2, 256, 128, dtype="float32", format="int4"),
+    GroupedGemm(18, 2, 1, 50, 128, format="int8"),
+    GroupedGemm(35, 2, 1, 50, 384, format="int4"),
 ]
+TEMPLATE = {t.operator: t for t in TEMPLATES if t.name.endswith("_amx")}
 
 
 @pytest.mark.isa("avx512bw", "avx512vl")
-@pytest.mark.parametrize(("template", "problem"), PROBLEMS, ids=str)
-def test_matches_reference(template: Template, problem: Any) -> None:
-    op = operator(problem.operator)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_matches_reference(problem: Any) -> None:
+    op, template = operator(problem.operator), TEMPLATE[problem.operator]
+    assert templates_for(problem, TILED)[0] is template
     space = template.space(problem, TILED)
     rng = np.random.default_rng(problem.tokens)
     for groups, block in ((2, 32), (4, 16), (1, 16)):
@@ -49,9 +53,9 @@ def test_default_where_experts_have_several_rows() -> None:
     few, many = FusedMoe(8, 32, 8, 4096, 2048), FusedMoe(128, 32, 8, 4096, 2048)
     assert templates_for(many, AMX)[0].name == "fused_moe_amx"
     assert templates_for(few, AMX)[0].name == "fused_moe_avx512"
-    assert templates_for(dataclasses.replace(many, format="int4"), AMX)[0].name == (
-        "fused_moe_avx512"
-    )
+    for format in ("int8", "int4"):
+        other = dataclasses.replace(many, format=format)
+        assert templates_for(other, AMX)[0].name == "fused_moe_amx"
     # One packed copy serves both.
     first = default_candidate(few, AMX)
     again = default_candidate(many, AMX, layout_of(first))

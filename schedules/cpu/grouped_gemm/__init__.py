@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from wattune.schedules.cpu.grouped_gemm.templates import (
-    FusedMoeAmx,
-    FusedMoeAvx2,
-    FusedMoeAvx512,
-    FusedMoePortable,
-    GroupedGemmAmx,
-    GroupedGemmAvx2,
-    GroupedGemmAvx512,
-    GroupedGemmPortable,
-)
+from wattune.schedules.cpu.grouped_gemm.base import FusedMoeTemplate, GroupedGemmTemplate
+from wattune.schedules.cpu.grouped_gemm.templates import templates_of
 from wattune.schedules.template import Template
 
 TEMPLATES: tuple[Template, ...] = (
-    GroupedGemmAmx(),
-    GroupedGemmAvx512(),
-    GroupedGemmAvx2(),
-    GroupedGemmPortable(),
-    FusedMoeAmx(),
-    FusedMoeAvx512(),
-    FusedMoeAvx2(),
-    FusedMoePortable(),
+    *templates_of(GroupedGemmTemplate),
+    *templates_of(FusedMoeTemplate),
 )

@@ -5,7 +5,8 @@
         x[m] = 16 rows of activations; w[g] = 16 vectors of the stream
         sums[m, g] += x[m] * w[g]
 
-The packed weights are operands as they lie: a vector is a row of a tile.
+The packed weights are operands as they lie: a vector is a row of a tile. Those of int4 are two: a
+thread's own memory takes the low and the high halves, and tiles are loaded from there.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.schedules.cpu import amx, vector
-from wattune.schedules.cpu.grouped_gemm.engines import int8_value
+from wattune.schedules.cpu import amx, math, vector
+from wattune.schedules.cpu.grouped_gemm.engines import group_scales, int8_value, nibbles
 from wattune.schedules.cpu.grouped_gemm.layout import VECTOR, ExpertLayout
 from wattune.schedules.cpu.grouped_gemm.plan import Memory, Plan
-from wattune.schedules.cpu.grouped_gemm.tile import LANES, Engine, Tile
+from wattune.schedules.cpu.grouped_gemm.tile import F32, LANES, Engine, Tile
 
 Expr = Any
 
 # Tiles of sums; the others hold operands.
 MOST_SUMS = 4
+# Steps of int4 whose halves are the rows of a tile.
+STEPS = amx.TILE_ROWS // 2
 
 
 class AmxEngine(Engine):
-    """What the engines of both formats share."""
+    """What the engines of all formats share."""
 
     @abstractmethod
     def dot(self, total: int, left: int, right: int) -> None:
@@ -62,40 +65,67 @@ class AmxEngine(Engine):
 
     def products(self, tile: Tile) -> Callable[[int, int], Expr]:
         """Emit the products; return what loads the lanes of a row and a group, as bytes lie."""
-        memory, product, plan = tile.memory, tile.product, tile.plan
-        count, groups = tile.rows // amx.TILE_ROWS, tile.groups
-        sums = count * groups
-        stride = plan.stride(product)
-        start = T.bind(memory.at("activations", T.cast(tile.first, "int64") * stride))
-        for i in range(sums):
-            amx.zero(i)
+        tiles, product, plan = Tiles(tile), tile.product, tile.plan
+        tiles.zero()
         with T.serial(product.steps // amx.TILE_ROWS) as k:
             step = T.bind(T.cast(k, "int64"))
-            column = start + step * amx.ROW_BYTES
             at = T.bind(tile.base + step * (amx.TILE_ROWS * product.step_bytes))
-            for m in range(count):
-                row = column + m * amx.TILE_ROWS * stride
-                amx.load(sums + m, memory.activations, row, stride)
-            for g in range(groups):
-                # Operands take turns in the tiles that are left.
-                streamed = sums + count + g % (amx.TILES - sums - count)
+            tiles.load_activations(step * amx.ROW_BYTES)
+            for g in range(tile.groups):
                 if plan.prefetch:
                     for line in range(amx.TILE_ROWS):
-                        ahead = at + (line * groups + g) * VECTOR + plan.prefetch
+                        ahead = at + (line * tile.groups + g) * VECTOR + plan.prefetch
                         vector.prefetch(tile.weights, ahead)
-                amx.load(streamed, tile.weights, at + g * VECTOR, product.step_bytes)
-                for m in range(count):
-                    self.dot(m * groups + g, sums + m, streamed)
-        scratch = T.bind(memory.scratch(plan, tile.worker) + amx.CONFIGURATION_BYTES)
-        for i in range(sums):
-            to = scratch + i * amx.TILE_BYTES
-            amx.store(i, memory.activations, to, amx.ROW_BYTES)
+                amx.load(tiles.weights(g), tile.weights, at + g * VECTOR, product.step_bytes)
+                tiles.multiply(g, self.dot)
+        tiles.store()
+        return lambda r, g: tiles.place(r // amx.TILE_ROWS, g) + r % amx.TILE_ROWS * amx.ROW_BYTES
 
-        def place(r: int, g: int) -> Expr:
-            number = r // amx.TILE_ROWS * groups + g
-            return scratch + number * amx.TILE_BYTES + r % amx.TILE_ROWS * amx.ROW_BYTES
 
-        return place
+class Tiles:
+    """The registers of one product: sums [rows / 16, groups], then activations, then weights."""
+
+    def __init__(self, tile: Tile) -> None:
+        """Bind where activations and a thread's own memory start."""
+        self.tile = tile
+        self.count = tile.rows // amx.TILE_ROWS
+        self.sums = self.count * tile.groups
+        self.raw = tile.memory.activations
+        self.stride = tile.plan.stride(tile.product)
+        first = T.cast(tile.first, "int64") * self.stride
+        self.start = T.bind(tile.memory.at("activations", first))
+        self.scratch = T.bind(tile.memory.scratch(tile.plan, tile.worker) + amx.CONFIGURATION_BYTES)
+
+    def zero(self) -> None:
+        """Clear the sums."""
+        for i in range(self.sums):
+            amx.zero(i)
+
+    def load_activations(self, at: Expr) -> None:
+        """Load 64 bytes of each row, from a byte of the row on."""
+        column = T.bind(self.start + at)
+        for m in range(self.count):
+            row = column + m * amx.TILE_ROWS * self.stride
+            amx.load(self.sums + m, self.raw, row, self.stride)
+
+    def weights(self, group: int) -> int:
+        """Return the tile of a group's weights: they take turns in what is left."""
+        used = self.sums + self.count
+        return used + group % (amx.TILES - used)
+
+    def multiply(self, group: int, dot: Callable[[int, int, int], None]) -> None:
+        """Add the products of all rows with a group's weights."""
+        for m in range(self.count):
+            dot(m * self.tile.groups + group, self.sums + m, self.weights(group))
+
+    def store(self) -> None:
+        """Store the sums to a thread's own memory."""
+        for i in range(self.sums):
+            amx.store(i, self.raw, self.scratch + i * amx.TILE_BYTES, amx.ROW_BYTES)
+
+    def place(self, m: int, group: int) -> Expr:
+        """Return the byte where `store` leaves the sums of 16 rows and a group."""
+        return self.scratch + (m * self.tile.groups + group) * amx.TILE_BYTES
 
 
 class AmxBf16(AmxEngine):
@@ -133,3 +163,86 @@ class AmxInt8(AmxEngine):
             return int8_value(tile, total, r, g, biased=True)
 
         return value
+
+
+class AmxInt4(AmxEngine):
+    """Quads of signed activations and codes (tdpbsud), scaled after each group of columns."""
+
+    activation = "int8"
+
+    def __init__(self, half: Callable[[Expr], Expr]) -> None:
+        """Take the conversion of 16 float16 (as bits) to float32."""
+        self.half = half
+
+    @staticmethod
+    def whole(product: ExpertLayout) -> bool:
+        """Say whether groups of columns are whole tiles: they are."""
+        return product.scale_groups > 0
+
+    def scratch_bytes(self, plan: Plan) -> int:
+        """Return those of the others, as many sums in float32, and a tile of codes."""
+        return super().scratch_bytes(plan) + (MOST_SUMS + 1) * amx.TILE_BYTES
+
+    def dot(self, total: int, left: int, right: int) -> None:
+        """Emit one product of tiles."""
+        amx.dot_s8u8(total, left, right)
+
+    def emit(self, tile: Tile) -> Callable[[int, int], Expr]:
+        """Emit the product."""
+        tiles, product, raw = Tiles(tile), tile.product, tile.memory.activations
+        floats = T.bind(tiles.scratch + MOST_SUMS * amx.TILE_BYTES)
+        codes = T.bind(floats + MOST_SUMS * amx.TILE_BYTES)
+        with T.serial(tiles.sums * amx.TILE_ROWS) as line:
+            vector.store_as(raw, floats + line * amx.ROW_BYTES, math.real(0.0, LANES), LANES)
+        with T.serial(product.scale_groups) as index:
+            group = T.bind(T.cast(index, "int64"))
+            start = T.bind(tile.base + group * product.group_bytes)
+            tiles.zero()
+            for half in range(product.group_steps // STEPS):
+                columns = half * amx.ROW_BYTES
+                tiles.load_activations(
+                    group * (product.group_steps * product.lane_columns) + columns
+                )
+                for g in range(tile.groups):
+                    first = start + (1 + half * STEPS) * product.step_bytes + g * VECTOR
+                    self._unpack(tile, first, codes)
+                    amx.load(tiles.weights(g), raw, codes, amx.ROW_BYTES)
+                    tiles.multiply(g, self.dot)
+            tiles.store()
+            self._add_scaled(tiles, floats, start, group)
+
+        def value(r: int, g: int) -> Expr:
+            line = (r // amx.TILE_ROWS * tile.groups + g) * amx.TILE_ROWS + r % amx.TILE_ROWS
+            total = vector.load_as(raw, floats + line * amx.ROW_BYTES, "float32", LANES)
+            return total * tile.scale(r)
+
+        return value
+
+    @staticmethod
+    def _unpack(tile: Tile, first: Expr, codes: Expr) -> None:
+        """Write the 16 vectors of codes that 8 steps of a group hold."""
+        raw = tile.memory.activations
+        for step in range(STEPS):
+            at = T.bind(first + step * tile.product.step_bytes)
+            if tile.plan.prefetch:
+                vector.prefetch(tile.weights, at + tile.plan.prefetch)
+            packed = T.bind(vector.load_bytes(tile.weights, at))
+            for high in range(2):
+                line = codes + (2 * step + high) * amx.ROW_BYTES
+                vector.store(raw, [line], nibbles(packed, high))
+
+    def _add_scaled(self, tiles: Tiles, floats: Expr, start: Expr, group: Expr) -> None:
+        """Add scale * (sum - zero * total) of a group of columns to the float32 sums."""
+        tile, raw = tiles.tile, tiles.raw
+        for g in range(tile.groups):
+            scale, shift = group_scales(tile, start, g, self.half)
+            for m in range(tiles.count):
+                place = T.bind(tiles.place(m, g))
+                to = T.bind(floats + (m * tile.groups + g) * amx.TILE_BYTES)
+                with T.serial(amx.TILE_ROWS) as r:
+                    line = T.bind(T.cast(r, "int64") * amx.ROW_BYTES)
+                    whole = T.cast(vector.load_as(raw, place + line, "int32", LANES), F32)
+                    before = vector.load_as(raw, to + line, "float32", LANES)
+                    total = T.cast(tile.total(m * amx.TILE_ROWS + r, group), F32)
+                    added = vector.multiply_add(whole, scale, before)
+                    vector.store_as(raw, to + line, added - shift * total, LANES)

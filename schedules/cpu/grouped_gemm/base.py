@@ -66,6 +66,7 @@ class ExpertTemplate(Template):
             Knob("order", ("expert", "pair"), "pair" if single else "expert"),
             Knob("parts", tuple(parts), target.threads),
             Knob("prefetch", (0, 1024, 2048, 4096, 8192, 16384), 4096),
+            Knob("next_block", (False, True), default=not single),
             Knob("unroll", (1, 2, 4), 2),
         )
         constraints = (
@@ -107,6 +108,7 @@ class ExpertTemplate(Template):
             order=str(values["order"]),
             parts=int(values["parts"]),
             prefetch=int(values["prefetch"]),
+            next_block=bool(values["next_block"]),
             unroll=int(values["unroll"]),
         )
         return dataclasses.replace(plan, scratch=engine.scratch_bytes(plan))

@@ -5,17 +5,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import math, vector
-from wattune.schedules.cpu.grouped_gemm.layout import INT8_OFFSET, LANE, ROWS
+from wattune.schedules.cpu.grouped_gemm.layout import INT8_OFFSET, LANE, ROWS, VECTOR
 from wattune.schedules.cpu.grouped_gemm.tile import F32, I32, LANES, Engine, Tile
 from wattune.schedules.cpu.vector import Registers
 
 Expr = Any
 Buffer = Any
+
+_MASK = 15
 
 
 class DotBf16(Engine):
@@ -146,8 +148,6 @@ def int8_value(tile: Tile, total: Expr, row: int, group: int, biased: bool) -> E
 class Int4(Integer):
     """An int32 sum of each group of columns, scaled and added to float32 sums."""
 
-    _MASK: ClassVar[int] = 15
-
     def emit(self, tile: Tile) -> Callable[[int, int], Expr]:
         """Multiply group after group."""
         product = tile.product
@@ -161,7 +161,7 @@ class Int4(Integer):
             def step(at: Expr) -> None:
                 packed = tile.load(start + (at + 1) * product.step_bytes)
                 for high in range(2):
-                    codes = [T.bind(self._nibbles(codes, high)) for codes in packed]
+                    codes = [T.bind(nibbles(codes, high)) for codes in packed]
                     place = columns + at * product.lane_columns + high * LANE
                     self.dot.add(tile, parts, codes, [row + place for row in rows], wide=False)
 
@@ -169,26 +169,35 @@ class Int4(Integer):
             self._add_scaled(tile, sums, parts, start, group)
         return lambda r, g: sums.load(tile.slot(r, g), F32) * tile.scale(r)
 
-    def _nibbles(self, codes: Expr, high: int) -> Expr:
-        if high:
-            codes = vector.shift_fields(codes, 4)
-        return T.bitwise_and(codes, vector.splat_u8(self._MASK))
-
     def _add_scaled(
         self, tile: Tile, sums: Registers, parts: Registers, start: Expr, group: Expr
     ) -> None:
         """Add scale * (sum - zero * total) of a group of columns."""
         for g in range(tile.groups):
-            params = start + g * LANES * LANE
-            scale = T.bind(self.half(vector.load_bytes(tile.weights, params, 2 * ROWS)))
-            zero = self.half(vector.load_bytes(tile.weights, params + 2 * ROWS, 2 * ROWS))
-            shift = T.bind(scale * zero)
+            scale, shift = group_scales(tile, start, g, self.half)
             for r in range(tile.rows):
                 slot = tile.slot(r, g)
                 whole = T.cast(parts.load(slot, I32), F32)
                 total = T.cast(tile.total(r, group), F32)
                 added = vector.multiply_add(whole, scale, sums.load(slot, F32))
                 sums.store(slot, added - shift * total)
+
+
+def nibbles(codes: Expr, high: int) -> Expr:
+    """Return the low or the high halves of bytes."""
+    if high:
+        codes = vector.shift_fields(codes, 4)
+    return T.bitwise_and(codes, vector.splat_u8(_MASK))
+
+
+def group_scales(
+    tile: Tile, start: Expr, group: int, half: Callable[[Expr], Expr]
+) -> tuple[Expr, Expr]:
+    """Bind the scales of 16 rows for the group of columns at a byte, and scale * zero."""
+    params = start + group * VECTOR
+    scale = T.bind(half(vector.load_bytes(tile.weights, params, 2 * ROWS)))
+    zero = half(vector.load_bytes(tile.weights, params + 2 * ROWS, 2 * ROWS))
+    return scale, T.bind(scale * zero)
 
 
 def half_by_cast(raw: Expr) -> Expr:

@@ -24,13 +24,16 @@ from wattune.schedules.cpu.grouped_gemm.layout import ExpertLayout
 from wattune.schedules.cpu.grouped_gemm.plan import JOB, Lists, Memory, Plan
 from wattune.schedules.cpu.grouped_gemm.route import JOBS, POSITIONS, emit_route
 from wattune.schedules.cpu.grouped_gemm.rows import RowMaker
-from wattune.schedules.cpu.grouped_gemm.tile import LANES, Engine, Tile
+from wattune.schedules.cpu.grouped_gemm.tile import LANES, Ahead, Engine, Tile
 from wattune.schedules.cpu.tasks import ceildiv, spread
 from wattune.schedules.program import Tensors
 
 Expr = Any
 Buffer = Any
 Phase = tuple[str, Callable[[], None]]
+
+# A tile fetches at least 1 / 2^MOST_SHIFT of the next block.
+MOST_SHIFT = 4
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,10 @@ class Kernel:
                 at = T.bind(base + T.cast(block, "int64") * product.block_bytes)
                 done = T.bind(chunk * plan.row_block)
                 left = T.bind(count - done)
-                self._rows(product, weights, memory, rows, at, block, first + done, left, worker)
+                ahead = self._ahead(product, chunk, count)
+                self._rows(
+                    product, weights, memory, rows, at, block, first + done, left, worker, ahead
+                )
 
         spread(
             plan.threads,
@@ -162,6 +168,24 @@ class Kernel:
             lambda worker: self.engine.begin(plan, memory, worker),
             self.engine.end,
         )
+
+    def _ahead(self, product: ExpertLayout, chunk: Expr, rows: Expr) -> Ahead:
+        """Bind what full tiles of rows fetch: each of a block's a part of the next block.
+
+        Only the first tile of a block finds it in memory, too early for the arithmetic of the
+        others to hide that. Where there is but one it fetches the stream.
+        """
+        plan = self.plan
+        if not plan.next_block:
+            return Ahead(plan.prefetch)
+        full = T.truncdiv(rows, plan.row_block)
+        shift = sum(
+            (T.cast(full >= 1 << power, "int64") for power in range(1, MOST_SHIFT + 1)), T.int64(0)
+        )
+        shift = T.bind(shift)
+        share = T.shift_right(T.int64(product.block_bytes), shift)
+        later = product.block_bytes + T.cast(chunk, "int64") * share
+        return Ahead(T.bind(T.Select(shift > 0, later, T.int64(plan.prefetch))), shift)
 
     def _rows(
         self,
@@ -174,12 +198,15 @@ class Kernel:
         first: Expr,
         left: Expr,
         worker: Expr,
+        ahead: Ahead,
     ) -> None:
         """Emit the tile of the least size that holds the rows that are left."""
         start = T.bind(first)
 
         def tile(count: int) -> None:
-            where = Tile(self.plan, product, memory, weights, at, start, count, worker)
+            full = count == self.plan.row_block
+            early = ahead if full else Ahead(self.plan.prefetch)
+            where = Tile(self.plan, product, memory, weights, at, start, count, worker, early)
             value = self.engine.emit(where)
             for r in range(count):
                 with T.If(left > r), T.Then():

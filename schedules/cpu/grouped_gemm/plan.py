@@ -33,7 +33,9 @@ class Plan:
     ``products``: the weights in the order of use. ``activation``: how activations are stored, a
     key of `ACTIVATION_BYTES`. ``row_block``: the most rows of an expert that are multiplied at
     once. ``order``: ``expert`` reads an expert once for all its rows, ``pair`` once for each.
-    ``parts``: into how many an expert's rows of weights are cut, for threads.
+    ``parts``: into how many an expert's rows of weights are cut, for threads. ``prefetch``: how
+    many bytes ahead of a stream are fetched. ``next_block``: whether tiles that are not the only
+    one of a block fetch the next block instead.
     """
 
     tokens: int
@@ -46,6 +48,7 @@ class Plan:
     order: str
     parts: int
     prefetch: int
+    next_block: bool
     unroll: int
     scratch: int = 0
 

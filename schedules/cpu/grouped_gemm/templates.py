@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from wattune.ops.experts import touched
 from wattune.schedules.cpu.amx import TILE_ROWS
-from wattune.schedules.cpu.grouped_gemm.amx import MOST_SUMS, AmxBf16, AmxInt8
-from wattune.schedules.cpu.grouped_gemm.base import (
-    ExpertTemplate,
-    FusedMoeTemplate,
-    GroupedGemmTemplate,
-)
+from wattune.schedules.cpu.grouped_gemm.amx import MOST_SUMS, AmxBf16, AmxEngine, AmxInt4, AmxInt8
+from wattune.schedules.cpu.grouped_gemm.base import ExpertTemplate
 from wattune.schedules.cpu.grouped_gemm.engines import (
     AVX2,
     PLAIN,
@@ -33,9 +30,12 @@ FEW = 4
 AVX512 = ("avx512f", "avx512bw", "avx512vl")
 
 
+def _half(target: Target) -> Callable[[Any], Any]:
+    return half_by_cast if target.has("f16c") else half_by_bits
+
+
 def _integer(format: str, dot: ByteDot, target: Target) -> Engine:
-    half = half_by_cast if target.has("f16c") else half_by_bits
-    return (Int8 if format == "int8" else Int4)(dot, half)
+    return (Int8 if format == "int8" else Int4)(dot, _half(target))
 
 
 class Avx512(ExpertTemplate):
@@ -53,18 +53,24 @@ class Avx512(ExpertTemplate):
 
 
 class Amx(ExpertTemplate):
-    """Tiles, where experts have several rows; weights of bf16 and int8."""
+    """Tiles, where experts have several rows."""
 
     registers: ClassVar[int] = MOST_SUMS
 
     def engine(self, problem: Any, target: Target) -> Engine | None:
         """Return the engine of the format."""
-        kinds = {"bf16": (AmxBf16, "amx_bf16"), "int8": (AmxInt8, "amx_int8")}
-        if problem.format not in kinds or problem.tokens * problem.top_k < FEW * touched(problem):
+        format, few = problem.format, problem.tokens * problem.top_k < FEW * touched(problem)
+        feature = "amx_bf16" if format == "bf16" else "amx_int8"
+        if few or not target.has(*AVX512, "amx_tile", feature):
             return None
-        make, feature = kinds[problem.format]
-        whole = all(make.whole(product) for product in self.products(problem, 1))
-        return make() if whole and target.has(*AVX512, "amx_tile", feature) else None
+        engines: dict[str, Callable[[], AmxEngine]] = {
+            "bf16": AmxBf16,
+            "int8": AmxInt8,
+            "int4": lambda: AmxInt4(_half(target)),
+        }
+        engine = engines[format]()
+        whole = all(engine.whole(product) for product in self.products(problem, 1))
+        return engine if whole else None
 
     def row_blocks(self, tokens: int) -> tuple[int, ...]:
         """Return whole tiles."""
@@ -102,49 +108,16 @@ class Portable(ExpertTemplate):
         return _integer(problem.format, PLAIN, target)
 
 
-class GroupedGemmAmx(GroupedGemmTemplate, Amx):
-    """One product, AMX."""
-
-    name = "grouped_gemm_amx"
+INSTRUCTIONS: tuple[type[ExpertTemplate], ...] = (Amx, Avx512, Avx2, Portable)
 
 
-class FusedMoeAmx(FusedMoeTemplate, Amx):
-    """The whole layer, AMX."""
-
-    name = "fused_moe_amx"
-
-
-class GroupedGemmAvx512(GroupedGemmTemplate, Avx512):
-    """One product, AVX-512."""
-
-    name = "grouped_gemm_avx512"
+def templates_of(kind: type[ExpertTemplate]) -> tuple[ExpertTemplate, ...]:
+    """Return an operator's templates, one for each instruction set, the fastest first."""
+    return tuple(_template(kind, instructions) for instructions in INSTRUCTIONS)
 
 
-class GroupedGemmAvx2(GroupedGemmTemplate, Avx2):
-    """One product, AVX2."""
-
-    name = "grouped_gemm_avx2"
-
-
-class GroupedGemmPortable(GroupedGemmTemplate, Portable):
-    """One product, plain vectors."""
-
-    name = "grouped_gemm_portable"
-
-
-class FusedMoeAvx512(FusedMoeTemplate, Avx512):
-    """The whole layer, AVX-512."""
-
-    name = "fused_moe_avx512"
-
-
-class FusedMoeAvx2(FusedMoeTemplate, Avx2):
-    """The whole layer, AVX2."""
-
-    name = "fused_moe_avx2"
-
-
-class FusedMoePortable(FusedMoeTemplate, Portable):
-    """The whole layer, plain vectors."""
-
-    name = "fused_moe_portable"
+def _template(kind: type[ExpertTemplate], instructions: type[ExpertTemplate]) -> ExpertTemplate:
+    name = f"{kind.operator}_{instructions.__name__.lower()}"
+    make = type(kind.__name__ + instructions.__name__, (kind, instructions), {"name": name})
+    template: ExpertTemplate = make()
+    return template

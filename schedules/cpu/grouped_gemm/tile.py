@@ -31,11 +31,32 @@ I32 = f"int32x{LANES}"
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What a tile fetches early while it reads: bytes that come ``distance`` later.
+
+    With a ``shift``, distance and shift are expressions, and it is a part of what will be read in
+    the second cache later: 1 / 2^shift as many bytes as the tile reads.
+    """
+
+    distance: Expr
+    shift: Expr | None = None
+
+    def fetch(self, tile: Tile, at: Expr, group: int) -> None:
+        """Emit the prefetch beside the load of a step's vector."""
+        if self.shift is not None:
+            offset = T.shift_right(at - tile.base, self.shift)
+            place = tile.base + self.distance + offset + group * VECTOR
+            vector.prefetch(tile.weights, place, level=2)
+        elif self.distance:
+            vector.prefetch(tile.weights, at + group * VECTOR + self.distance)
+
+
+@dataclass(frozen=True)
 class Tile:
     """Where one product of ``rows`` rows finds its operands.
 
     ``base`` is the byte of the block in ``weights``; ``first`` the position of the first row,
-    ``worker`` the thread.
+    ``worker`` the thread; ``ahead`` what is fetched early.
     """
 
     plan: Plan
@@ -46,6 +67,7 @@ class Tile:
     first: Expr
     rows: int
     worker: Expr
+    ahead: Ahead
 
     @property
     def groups(self) -> int:
@@ -74,8 +96,7 @@ class Tile:
         """Bind the vectors of a step at a byte, and ask for those that come later."""
         found = []
         for group in range(self.groups):
-            if self.plan.prefetch:
-                vector.prefetch(self.weights, at + group * VECTOR + self.plan.prefetch)
+            self.ahead.fetch(self, at, group)
             found.append(T.bind(vector.load_bytes(self.weights, at + group * VECTOR)))
         return found
 
@@ -83,11 +104,11 @@ class Tile:
         """Load 16 float32 of the stream."""
         return vector.load_as(self.weights, at + group * VECTOR, "float32", LANES)
 
-    def scale(self, row: int) -> Expr:
+    def scale(self, row: Expr) -> Expr:
         """Return the scale of a row of activations in every lane."""
         return vector.splat(self.memory.scales[self.memory.at("scales", self.first + row)])
 
-    def total(self, row: int, group: Expr) -> Expr:
+    def total(self, row: Expr, group: Expr) -> Expr:
         """Return a total of a row's quantised activations in every lane."""
         at = T.cast(self.first + row, "int64") * self.plan.scale_groups + group
         return vector.splat(self.memory.totals[self.memory.at("totals", at)])
