@@ -12,7 +12,7 @@ import pytest
 from wattune.compiler.library import load
 from wattune.compiler.library.package import compile
 from wattune.errors import ArgumentError
-from wattune.ops import FusedMoe, operator
+from wattune.ops import FusedMoe, GroupedGemm, operator
 from wattune.ops.operator import Array
 from wattune.schedules.target import Target
 
@@ -69,6 +69,25 @@ def test_wrong_ids_are_named(
     x, shares = inputs["hidden_states"][:1], inputs["topk_weights"][:1]
     with pytest.raises(ArgumentError, match=message):
         kernels(x, packed, shares, np.array([ids], np.int32))
+
+
+def test_grouped_gemm_names_wrong_ids_too(tmp_path: Path) -> None:
+    problem = GroupedGemm(4, 5, 3, 20, 24)
+    compile([problem], Target.native(threads=1)).export(tmp_path / "k.so")
+    kernel = load(tmp_path / "k.so").grouped_gemm
+    inputs = operator("grouped_gemm").make_inputs(problem, np.random.default_rng(7))
+    packed = kernel.pack(inputs["weights"])
+    for ids, message in (
+        ([4, 1, 4], r"topk_ids\[0, 2\] is 4, and so is \[0, 0\]"),
+        ([0, 1, 5], r"topk_ids\[0, 2\] is 5; allowed: -1 to 4"),
+        ([0, 1, -5], r"topk_ids\[0, 2\] is -5; allowed: -1 to 4"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            kernel(inputs["x"][:1], packed, np.array([ids], np.int32))
+    # Several may be elsewhere: -1 is no expert.
+    got = kernel(inputs["x"][:1], packed, np.full((1, 3), -1, np.int32))
+    assert got.shape == (1, 3, 20)
+    assert not np.asarray(got).any()
 
 
 def test_shards_of_experts_sum_to_the_whole(

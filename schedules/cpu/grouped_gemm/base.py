@@ -49,20 +49,14 @@ class ExpertTemplate(Template):
 
     def space(self, problem: Any, target: Target) -> Space:
         """Knobs: interleave, rows at once, order, parts of an expert, prefetch, unrolling."""
-        pairs = problem.tokens * problem.top_k
-        each = -(-pairs // touched(problem))
-        single = pairs <= _REPEATED * touched(problem)
+        single = problem.tokens * problem.top_k <= _REPEATED * touched(problem)
         blocks = self.row_blocks(problem.tokens)
-        fitting = [r for r in blocks if self.sums(self.default_groups, r) <= self.registers]
-        enough = next((r for r in fitting if r >= each), fitting[-1])
+        # Tiles are made for fewer rows too, so that many at once cost nothing where there are few.
+        most = [r for r in blocks if self.sums(self.default_groups, r) <= self.registers][-1]
         parts = sorted({*PARTS, target.threads})
         knobs = (
             Knob("groups", (1, 2, 4), self.default_groups, layout=True),
-            Knob(
-                "row_block",
-                blocks,
-                blocks[0] if single else enough,
-            ),
+            Knob("row_block", blocks, blocks[0] if single else most),
             Knob("order", ("expert", "pair"), "pair" if single else "expert"),
             Knob("parts", tuple(parts), target.threads),
             Knob("prefetch", (0, 1024, 2048, 4096, 8192, 16384), 4096),

@@ -42,6 +42,8 @@ class Avx512(ExpertTemplate):
     """512-bit vectors: vdpbf16ps where there is it, vpdpbusd for integer weights."""
 
     registers: ClassVar[int] = 29
+    # One row has a sum for each group: with fewer their latency shows, not the memory's.
+    default_groups: ClassVar[int] = 4
 
     def engine(self, problem: Any, target: Target) -> Engine | None:
         """Return the engine of the format."""
@@ -56,6 +58,7 @@ class Amx(ExpertTemplate):
     """Tiles, where experts have several rows."""
 
     registers: ClassVar[int] = MOST_SUMS
+    default_groups: ClassVar[int] = 4
 
     def engine(self, problem: Any, target: Target) -> Engine | None:
         """Return the engine of the format."""
