@@ -5,7 +5,7 @@ and some others, drawn at random, are timed in turn. The layer is MiMo-V2-Flash'
 experts as `--experts`; weights come from memory. Writes a JSON file: for each layout and token
 count the default's and the best time, and their ratios to the best of all layouts.
 
-    python benchmarks/expert_layouts.py --format bf16 --tokens 1,8,128,512 --threads 1
+    python -m benchmarks.expert_layouts --format bf16 --tokens 1,8,128,512 --threads 1
 """
 
 from __future__ import annotations
@@ -13,22 +13,20 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from benchmarks.moe_phases import filled
+from benchmarks.moe_phases import Kernels
 
 from wattune.compiler.bench.machine import describe_machine
 from wattune.compiler.bench.results import results_file, write_runs
 from wattune.compiler.measure.limits import read_bandwidth_at
-from wattune.compiler.measure.memory import pages
 from wattune.compiler.measure.pool import LEAST_FOOTPRINT
 from wattune.ops import FusedMoe, operator
-from wattune.ops.dtypes import numpy_dtype
 from wattune.schedules.space import Values
 from wattune.schedules.target import Target
 from wattune.schedules.template import Template, templates_for
@@ -40,19 +38,12 @@ SEED = 0
 
 @dataclass
 class Timed:
-    """One schedule: its kernel, the tensors it is called with, and what calls took."""
+    """One schedule: what calls its kernel, and the seconds that calls took."""
 
     problem: FusedMoe
     values: Values
-    kernel: Any
-    tensors: list[Any]
+    call: Callable[[], None]
     runs: list[float] = field(default_factory=list)
-
-    def call(self) -> float:
-        """Return the seconds of a call."""
-        start = time.perf_counter()
-        self.kernel(*self.tensors)
-        return time.perf_counter() - start
 
 
 def schedules(
@@ -71,45 +62,11 @@ def schedules(
 
 def build(problem: FusedMoe, target: Target, count: int, packed: dict[str, Any]) -> list[Timed]:
     """Compile a problem's schedules; ``packed`` keeps the memory of weights for all of them."""
-    import tvm
-
     template = templates_for(problem, target)[0]
-    inputs = OPERATOR.timing_inputs(problem, np.random.default_rng(SEED))
-    found = []
-    for values in schedules(template, problem, target, count):
-        function = template.lower(problem, target, values).with_attr("global_symbol", "main")
-        module = tvm.tirx.build(tvm.IRModule({"main": function}), tvm.target.Target(target.llvm()))
-        sizes = {**problem.extents, **template.sizes(problem, target, values)}
-        tensors = _tensors(problem, sizes, inputs, packed)
-        found.append(Timed(problem, values, module["main"], tensors))
-    return found
-
-
-def _tensors(
-    problem: FusedMoe, sizes: dict[str, int], inputs: dict[str, Any], packed: dict[str, Any]
-) -> list[Any]:
-    import torch
-    from tvm_ffi import from_dlpack
-
-    tensors = []
-    for argument in OPERATOR.arguments(problem):
-        shape = argument.concrete(sizes)
-        if argument.role == "packed":
-            if argument.name not in packed or packed[argument.name].size < shape[0]:
-                packed[argument.name] = filled(int(shape[0]))
-            tensors.append(from_dlpack(packed[argument.name][: shape[0]]))
-        elif argument.role == "workspace":
-            tensors.append(from_dlpack(pages(int(shape[0]), huge=True)))
-        else:
-            kind = numpy_dtype(argument.dtype)
-            data = np.ascontiguousarray(inputs.get(argument.name, np.zeros(shape, kind)), kind)
-            if argument.dtype == "bfloat16":
-                tensors.append(
-                    from_dlpack(torch.from_numpy(data.view(np.int16)).view(torch.bfloat16))
-                )
-            else:
-                tensors.append(from_dlpack(data))
-    return tensors
+    return [
+        Timed(problem, values, Kernels(problem, target, packed, values).whole())
+        for values in schedules(template, problem, target, count)
+    ]
 
 
 def measure(timed: list[Timed], rounds: int, threads: int) -> float:
@@ -118,9 +75,10 @@ def measure(timed: list[Timed], rounds: int, threads: int) -> float:
     for number in range(rounds + 1):
         gbps.append(read_bandwidth_at(LEAST_FOOTPRINT, threads))
         for one in timed:
-            seconds = one.call()
+            start = time.perf_counter()
+            one.call()
             if number:
-                one.runs.append(seconds)
+                one.runs.append(time.perf_counter() - start)
     return median(gbps)
 
 

@@ -32,6 +32,7 @@ from wattune.ops.expert_weights import random_words
 from wattune.ops.experts import touched
 from wattune.schedules.cpu.grouped_gemm.base import ExpertTemplate
 from wattune.schedules.host import device_name
+from wattune.schedules.space import Value
 from wattune.schedules.target import Target
 from wattune.schedules.template import templates_for
 
@@ -51,16 +52,22 @@ def filled(size: int) -> Any:
 
 
 class Kernels:
-    """Default schedules of a problem, and the tensors they share."""
+    """Kernels of one schedule of a problem, the default one, and the tensors they share."""
 
-    def __init__(self, problem: Problem, target: Target, packed: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        target: Target,
+        packed: dict[str, Any],
+        values: Mapping[str, Value] | None = None,
+    ) -> None:
         """Draw inputs; ``packed`` keeps weights for the next problem."""
         import torch
         from tvm_ffi import from_dlpack
 
         self.target, self.problem, op = target, problem, operator(problem.operator)
         self.template = templates_for(problem, target)[0]
-        self.values = self.template.space(problem, target).default()
+        self.values = values or self.template.space(problem, target).default()
         sizes = {**problem.extents, **self.template.sizes(problem, target, self.values)}
         inputs = op.timing_inputs(problem, np.random.default_rng(0))
         self.tensors = []
