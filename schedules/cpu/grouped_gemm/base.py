@@ -60,7 +60,7 @@ class ExpertTemplate(Template):
             Knob("order", ("expert", "pair"), "pair" if single else "expert"),
             Knob("parts", tuple(parts), target.threads),
             Knob("prefetch", (0, 1024, 2048, 4096, 8192, 16384), 4096),
-            Knob("next_block", (False, True), default=not single),
+            Knob("next_block", (False, True), default=False),
             Knob("unroll", (1, 2, 4), 2),
         )
         constraints = (
