@@ -34,6 +34,8 @@ class ExpertTemplate(Template):
     # Sums of 16 rows that registers hold beside the vectors of weights, all counted.
     registers: ClassVar[int]
     default_groups: ClassVar[int] = 2
+    # Whether tiles can fetch the block after theirs.
+    next_block: ClassVar[tuple[bool, ...]] = (False, True)
 
     @abstractmethod
     def products(self, problem: Any, groups: int) -> tuple[ExpertLayout, ...]:
@@ -60,7 +62,7 @@ class ExpertTemplate(Template):
             Knob("order", ("expert", "pair"), "pair" if single else "expert"),
             Knob("parts", tuple(parts), target.threads),
             Knob("prefetch", (0, 1024, 2048, 4096, 8192, 16384), 4096),
-            Knob("next_block", (False, True), default=False),
+            Knob("next_block", self.next_block, default=False),
             Knob("unroll", (1, 2, 4), 2),
         )
         constraints = (

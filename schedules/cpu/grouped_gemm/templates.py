@@ -59,6 +59,7 @@ class Amx(ExpertTemplate):
 
     registers: ClassVar[int] = MOST_SUMS
     default_groups: ClassVar[int] = 4
+    next_block: ClassVar[tuple[bool, ...]] = (False,)
 
     def engine(self, problem: Any, target: Target) -> Engine | None:
         """Return the engine of the format."""
