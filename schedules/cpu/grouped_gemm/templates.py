@@ -115,12 +115,12 @@ class Portable(ExpertTemplate):
 INSTRUCTIONS: tuple[type[ExpertTemplate], ...] = (Amx, Avx512, Avx2, Portable)
 
 
-def templates_of(kind: type[ExpertTemplate]) -> tuple[ExpertTemplate, ...]:
+def templates_of(kind: type[Any]) -> tuple[ExpertTemplate, ...]:
     """Return an operator's templates, one for each instruction set, the fastest first."""
     return tuple(_template(kind, instructions) for instructions in INSTRUCTIONS)
 
 
-def _template(kind: type[ExpertTemplate], instructions: type[ExpertTemplate]) -> ExpertTemplate:
+def _template(kind: type[Any], instructions: type[Any]) -> ExpertTemplate:
     name = f"{kind.operator}_{instructions.__name__.lower()}"
     make = type(kind.__name__ + instructions.__name__, (kind, instructions), {"name": name})
     template: ExpertTemplate = make()
