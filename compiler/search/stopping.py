@@ -11,7 +11,7 @@ from wattune.schedules.candidate import Record
 
 # Rounds in a row that promise less than the noise before a task counts as settled, and records
 # before its promises are believed.
-PATIENCE, LEAST_RECORDS = 3, 48
+PATIENCE, LEAST_RECORDS = 4, 64
 # Of no task is the noise believed to be less: drift from one measurement to the next counts too.
 LEAST_NOISE = 0.002
 
