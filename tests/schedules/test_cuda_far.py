@@ -56,8 +56,8 @@ PROBLEMS: tuple[tuple[Problem, dict[str, Any]], ...] = (
     (KVCacheQuantize(2, 300, 2, 64), {}),
     (AttnGateCompress(2, 100, 1, 64, block_size=16), {}),
     # Slots without keys are outputs too: rows are wide so that these are few.
-    (BlockScore(2, 100, 2, 1, 1024), {"steps": 16}),
-    (AttnGate(2, 100, 2, 1, 64, gate_dim=1024, block_size=16), {"steps": 16}),
+    (BlockScore(2, 100, 2, 1, 2048), {"steps": 16}),
+    (AttnGate(2, 100, 2, 1, 64, gate_dim=2048, block_size=16), {"steps": 16}),
 )
 
 
