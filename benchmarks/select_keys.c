@@ -45,7 +45,7 @@ static int key_of(float score) {
 }
 
 static Bracket convert(const float *scores, int64_t count, int16_t *into, int most) {
-  int16_t places[KEYS], lows[KEYS], highs[KEYS];
+  int16_t places[KEYS];
   for (int i = 0; i < KEYS; ++i) places[i] = (int16_t)(2 * i + 1);
   __m512i upper = _mm512_loadu_si512(places);
   __m512i low = _mm512_set1_epi16(INT16_MAX), high = _mm512_set1_epi16(INT16_MIN);
@@ -58,13 +58,12 @@ static Bracket convert(const float *scores, int64_t count, int16_t *into, int mo
     low = _mm512_min_epi16(low, key);
     high = _mm512_max_epi16(high, key);
   }
-  _mm512_storeu_si512(lows, low);
-  _mm512_storeu_si512(highs, high);
-  Bracket found = {lows[0], highs[0], (int)count, 0, (float)(count - most), (float)most};
-  for (int i = 1; i < KEYS; ++i) {
-    found.low = lows[i] < found.low ? lows[i] : found.low;
-    found.high = highs[i] > found.high ? highs[i] : found.high;
-  }
+  __m512i lows = _mm512_min_epi32(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(low)),
+                                  _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(low, 1)));
+  __m512i highs = _mm512_max_epi32(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(high)),
+                                   _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(high, 1)));
+  Bracket found = {_mm512_reduce_min_epi32(lows), _mm512_reduce_max_epi32(highs), (int)count, 0,
+                   (float)(count - most), (float)most};
   ++found.high;
   return found;
 }
