@@ -48,12 +48,7 @@ PROBLEMS: dict[str, dict[str, tuple[Problem, ...]]] = {
         for mode, name in (("hot", "i2"), ("cold", "t5"))
     },
     "decode_attention": {
-        # Beside 4K, one KV head whose keys and values lie in the first and the second cache: what
-        # arithmetic alone takes.
-        "hot": (
-            DecodeAttention(1, 4096, *HEADS),
-            *(DecodeAttention(1, context, 4, 1, 128) for context in (64, 512)),
-        ),
+        "hot": (DecodeAttention(1, 4096, *HEADS),),
         "cold": (
             DecodeAttention(1, 32768, *HEADS),
             DecodeAttention(1, 32768, *HEADS, layout="NHD"),
