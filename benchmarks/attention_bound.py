@@ -2,7 +2,8 @@
 
 Dense decode attention of one KV head whose keys and values fit the first cache, and the second, is
 its arithmetic alone; that of eight heads at 4K reads the third cache beside. By several schedules,
-since the default one is made for keys that come from memory. One row a problem and schedule: GB/s
+since the default one is made for keys that come from memory. The same for quantised caches in the
+second cache, by the default schedule: what those that come from memory are bound by. One row a problem and schedule: GB/s
 beside the bandwidth of reading the same footprint, and the share of the bfloat16 dot products that
 the unit could do. In one thread, called from C as the tuner measures it.
 """
@@ -17,43 +18,45 @@ from wattune.compiler.bench.machine import describe_machine
 from wattune.compiler.bench.results import results_file, write_rows
 from wattune.compiler.measure.limits import read_bandwidth_at, unit_gops
 from wattune.compiler.measure.runner import LocalRunner
-from wattune.ops import DecodeAttention, operator
+from wattune.ops import DecodeAttention, Problem, QuantizedDecodeAttention, operator
 from wattune.schedules.candidate import Candidate, Schedule
 from wattune.schedules.target import Target
 from wattune.schedules.template import default_candidate
 
 RESULTS = Path(__file__).parent / "results"
-PROBLEMS = (
-    DecodeAttention(1, 64, 4, 1, 128),
-    DecodeAttention(1, 512, 4, 1, 128),
-    DecodeAttention(1, 4096, 32, 8, 128),
-)
 # Knobs beside the default ones.
-SCHEDULES: tuple[dict[str, int], ...] = (
-    {},
-    *({"block": block, "prefetch": 0} for block in (16, 64, 128)),
+DEFAULT: tuple[dict[str, int], ...] = ({},)
+SCHEDULES = (*DEFAULT, *({"block": block, "prefetch": 0} for block in (16, 64, 128)))
+PROBLEMS: tuple[tuple[Problem, tuple[dict[str, int], ...]], ...] = (
+    (DecodeAttention(1, 64, 4, 1, 128), SCHEDULES),
+    (DecodeAttention(1, 512, 4, 1, 128), SCHEDULES),
+    (DecodeAttention(1, 4096, 32, 8, 128), SCHEDULES),
+    *(
+        (QuantizedDecodeAttention(1, 1024, 4, 1, 128, format=name), DEFAULT)
+        for name in ("int8", "int4", "int2")
+    ),
 )
 
 
-def candidates(problem: DecodeAttention, target: Target) -> list[Candidate]:
-    """Return the schedules of a problem."""
+def candidate(problem: Problem, target: Target, knobs: dict[str, int]) -> Candidate:
+    """Return the default schedule of a problem, some knobs changed."""
     default = default_candidate(problem, target)
     name, values = default.schedule.template, default.schedule.values
-    return [
-        replace(default, schedule=Schedule.make(name, {**values, **knobs})) for knobs in SCHEDULES
-    ]
+    return replace(default, schedule=Schedule.make(name, {**values, **knobs}))
 
 
-def rows(target: Target, problem: DecodeAttention) -> list[dict[str, object]]:
+def rows(
+    target: Target, problem: Problem, schedules: tuple[dict[str, int], ...]
+) -> list[dict[str, object]]:
     """Measure a problem between two measurements of its limit."""
     work = operator(problem.operator).work(problem)
     with LocalRunner(target, "hot") as runner:
         before = read_bandwidth_at(work.bytes, 1)
-        records = runner.interleaved(candidates(problem, target))
+        records = runner.interleaved([candidate(problem, target, knobs) for knobs in schedules])
         limit = max(before, read_bandwidth_at(work.bytes, 1))
     dots = unit_gops("bf16_gflops", 1)
     found: list[dict[str, object]] = []
-    for knobs, record in zip(SCHEDULES, records, strict=True):
+    for knobs, record in zip(schedules, records, strict=True):
         seconds = record.latency
         words = " ".join(f"{name}={value}" for name, value in knobs.items())
         row = {
@@ -65,7 +68,7 @@ def rows(target: Target, problem: DecodeAttention) -> list[dict[str, object]]:
             "limit_gbps": round(limit, 1),
             "of_limit": round(work.bytes / seconds / 1e9 / limit, 3),
         }
-        if dots:
+        if dots and isinstance(problem, DecodeAttention):
             row["of_dots"] = round(work.operations / seconds / 1e9 / dots, 3)
         found.append(row)
     return found
@@ -76,8 +79,8 @@ def main() -> None:
     target = Target.native(threads=1)
     machine = describe_machine(target)
     path = results_file(RESULTS, "attention_bound", machine["device"])
-    for problem in PROBLEMS:
-        found = rows(target, problem)
+    for problem, schedules in PROBLEMS:
+        found = rows(target, problem, schedules)
         for row in found:
             print(json.dumps(row), flush=True)
         write_rows(path, {"machine": machine}, found)
