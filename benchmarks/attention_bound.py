@@ -3,9 +3,9 @@
 Dense decode attention of one KV head whose keys and values fit the first cache, and the second, is
 its arithmetic alone; that of eight heads at 4K reads the third cache beside. By several schedules,
 since the default one is made for keys that come from memory. The same for quantised caches in the
-second cache, by the default schedule: what those that come from memory are bound by. One row a problem and schedule: GB/s
-beside the bandwidth of reading the same footprint, and the share of the bfloat16 dot products that
-the unit could do. In one thread, called from C as the tuner measures it.
+second cache, by the default schedule: what those that come from memory are bound by. One row a
+problem and schedule: GB/s beside the bandwidth of reading the same footprint, and the share of the
+bfloat16 dot products that the unit could do. In one thread, called from C as the tuner measures it.
 """
 
 from __future__ import annotations
