@@ -55,4 +55,4 @@ toolchain:
 		{ echo "Python 3.11 or newer with venv is needed; set PYTHON to one" >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) .demo .gpu-bundle .gpu-results .spaces .bench-search .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo .gpu-bundle .gpu-results .spaces .bench-search .learned-search .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -20,6 +20,7 @@ import numpy as np
 
 from wattune.compiler.accuracy import judge, maker, read_evidence
 from wattune.compiler.bench.machine import describe_machine
+from wattune.compiler.bench.results import results_file
 from wattune.cost_models.evaluate import summary
 from wattune.schedules.candidate import Record
 from wattune.schedules.target import Target
@@ -32,10 +33,10 @@ SEEDS = 2
 BUDGET, BATCH, PREDICTED = 256, 8, 500
 
 
-def quality(paths: Sequence[Path]) -> list[dict[str, Any]]:
+def quality(paths: Sequence[Path], models: Sequence[str]) -> list[dict[str, Any]]:
     """Judge every model in every setting; one row a task."""
     evidence, rows = read_evidence(paths), []
-    for model in MODELS:
+    for model in models:
         for train, transfer in SETTINGS:
             found = summary(judge(evidence, model, train, SEEDS, transfer))
             for row in found:
@@ -68,19 +69,23 @@ def main() -> None:
     """Judge, time and write one dated file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--model", action="append", choices=MODELS, help="only this; repeatable")
     wanted = parser.parse_args()
     paths = wanted.files or sorted((HERE / "spaces").glob("*.json.gz"))
-    rows = quality(paths)
-    records = read_evidence(paths[:1]).records
-    costs = {model: cost(model, records) for model in MODELS}
+    models = wanted.model or MODELS
+    rows = quality(paths, models)
+    # Of the largest: a search of this length fits into it.
+    records = max((read_evidence([path]).records for path in paths), key=len)
+    costs = {model: cost(model, records) for model in models}
+    machine = describe_machine(Target.native(1))
     result = {
-        "machine": describe_machine(Target.native(1)),
+        "machine": machine,
         "files": [path.name for path in paths],
         "seeds": SEEDS,
         "cost": costs,
         "quality": rows,
     }
-    path = HERE / "results" / f"{time.strftime('%Y-%m-%d')}-cost_model.json"
+    path = results_file(HERE / "results", "cost_model", machine["device"])
     path.write_text(json.dumps(result, indent=1) + "\n")
     for row in rows:
         how = f"{row['train']}{' + others' if row['transfer'] else ''}"

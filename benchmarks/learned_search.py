@@ -11,8 +11,9 @@ long run can be cut into short ones (``--only``, ``--minutes``).
 from __future__ import annotations
 
 import argparse
-import tempfile
+import math
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from wattune.schedules.target import Target
 from wattune.schedules.template import default_candidate
 
 RESULTS = Path(__file__).parent / "results"
+KEPT = Path(".learned-search")
 STRATEGIES = ("bayesian", "evolutionary", "random")
 PROBLEMS: dict[str, Problem] = {
     "ternary": TernaryGemm(1, 14336, 4096, dtype="bfloat16"),
@@ -34,18 +36,23 @@ PROBLEMS: dict[str, Problem] = {
 ROUNDS = 7
 
 
-def searched(problem: Problem, target: Target, name: str, trials: int, seed: int) -> dict[str, Any]:
-    """Tune from nothing; return what was selected and how the best went."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = tune(
-            [problem],
-            target,
-            f"{folder}/tuned.sqlite",
-            trials,
-            strategy=name,
-            mode="hot",
-            seed=seed,
-        )
+class Paused(Exception):
+    """The time is up; what was measured is in the databases."""
+
+
+def searched(
+    problem: Problem, target: Target, name: str, trials: int, seed: int, end: float
+) -> dict[str, Any]:
+    """Tune from nothing, or go on; return what was selected and how the best went."""
+    KEPT.mkdir(exist_ok=True)
+    digest = zlib.crc32(problem.key.encode())
+    path = KEPT / f"{digest:08x}-{name}-{trials}-{seed}.sqlite"
+    minutes = None if end == math.inf else (end - time.monotonic()) / 60
+    if minutes is not None and minutes <= 0:
+        raise Paused
+    report = tune([problem], target, path, trials, minutes, strategy=name, mode="hot", seed=seed)
+    if report.stopped == "minutes":
+        raise Paused
     [part] = report.problems
     assert part.selected is not None
     return {
@@ -56,11 +63,11 @@ def searched(problem: Problem, target: Target, name: str, trials: int, seed: int
     }
 
 
-def compared(name: str, target: Target, trials: int, seed: int) -> dict[str, Any]:
+def compared(name: str, target: Target, trials: int, seed: int, end: float) -> dict[str, Any]:
     """Run all strategies on a problem, then measure in turn what they found."""
     problem = PROBLEMS[name]
     default = default_candidate(problem, target)
-    found = {s: searched(problem, target, s, trials, seed) for s in STRATEGIES}
+    found = {s: searched(problem, target, s, trials, seed, end) for s in STRATEGIES}
     picks: dict[str, Candidate] = {"default": default}
     picks |= {s: row.pop("candidate") for s, row in found.items()}
     with LocalRunner(target, "hot", seed=seed) as runner:
@@ -84,7 +91,7 @@ def main() -> None:
     parser.add_argument("--only", choices=tuple(PROBLEMS), help="one of the problems")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=64)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no row later")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="before it stops")
     given = parser.parse_args()
     target, end = Target.native(1), time.monotonic() + 60 * given.minutes
     machine = describe_machine(target)
@@ -94,10 +101,11 @@ def main() -> None:
             known = {"problem": str(PROBLEMS[name]), "trials": given.trials, "seed": seed}
             if known_rows(path, **known):
                 continue
-            if time.monotonic() > end:
+            try:
+                row = compared(name, target, given.trials, seed, end)
+            except Paused:
                 print("the same command goes on")
                 return
-            row = compared(name, target, given.trials, seed)
             write_rows(path, {"machine": machine}, [row])
             ratios = ", ".join(f"{s} {v:.3f}" for s, v in row["faster_than_default"].items())
             print(f"{name} seed {seed}, speed over the default: {ratios}", flush=True)
