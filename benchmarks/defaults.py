@@ -1,6 +1,6 @@
 """What tuning gains over the default schedules, for the problems of `benchmarks/run.py`.
 
-    python -m benchmarks.defaults moe_gate moe_topk --threads 1,2 --minutes 0.5
+    python -m benchmarks.defaults moe_gate moe_topk --threads 1,2 --minutes 1
 
 Each routine is tuned from scratch. A row has the default's seconds and those of the schedule that
 `compile` takes, from the same interleaved measurement, and their ratio: 1 where the default is the
@@ -47,6 +47,7 @@ def rows(operator: str, routine: Routine, threads: int, minutes: float) -> list[
     found = []
     for part in report.problems:
         if part.default is None or part.selected is None:
+            print(f"{part.problem}, {threads} thread(s): more minutes are needed", flush=True)
             continue
         default, selected = part.default.latency, part.selected.latency
         found.append(

@@ -23,6 +23,7 @@ from wattune.schedules.target import CPU_FEATURES, Target
 
 SOURCE = Path(__file__).with_name("limits.c")
 SMALLEST_FOOTPRINT = 16 << 10
+LEAST_READ = 4 << 10
 READ_SECONDS = 0.05
 READ_PASSES = 5
 UNIT_SECONDS = 0.1
@@ -111,8 +112,8 @@ class ReadMeter:
 
     def __init__(self, most: int, huge: bool = True) -> None:
         """Map and touch ``most`` bytes."""
-        # Prefetches run a little past the end.
-        self._memory: NDArray[np.uint8] = pages(most + (1 << 16), huge)
+        # Prefetches run a little past the end; the least reads of all threads may be longer.
+        self._memory: NDArray[np.uint8] = pages(max(most, 1 << 20) + (1 << 16), huge)
         self._memory[:] = 1
 
     def gbps(
@@ -123,6 +124,8 @@ class ReadMeter:
         ``cpus``: those to read on, by default all that this thread may use.
         """
         library, usable = _host()
+        # The loops take so many bytes in a turn: less is nothing to measure.
+        footprint = max(footprint, threads * LEAST_READ)
         # Enough passes for a median where one takes long; 10 GB/s is slow for a core.
         budget = seconds or max(READ_SECONDS, READ_PASSES * footprint / 10e9)
         found = [

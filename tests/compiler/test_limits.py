@@ -48,6 +48,10 @@ def test_caches_are_faster_than_memory() -> None:
     assert 1 < large < small < 5000
 
 
+def test_less_than_a_turn_of_a_loop_has_a_bandwidth() -> None:
+    assert read_bandwidth_at(64, 1, seconds=0.01) > 0
+
+
 @pytest.mark.measure
 def test_units_are_measured_where_the_machine_has_them() -> None:
     here = Target.native()
