@@ -92,7 +92,7 @@ def rows_of(timed: list[Timed], threads: int, gbps: float) -> list[dict[str, Any
             inside = [t for t in mine if t.values["groups"] == groups]
             fastest = min(inside, key=lambda t: median(t.runs))
             default, least = median(inside[0].runs), median(fastest.runs)
-            moved = OPERATOR.work(problem).bytes
+            work = OPERATOR.work(problem)
             rows.append(
                 {
                     "problem": problem.to_json(),
@@ -106,7 +106,8 @@ def rows_of(timed: list[Timed], threads: int, gbps: float) -> list[dict[str, Any
                     "best_seconds": least,
                     "best_of_layout_to_best_of_all": least / best,
                     "best_of_all_to_default": best / default,
-                    "default_fraction_of_read_limit": moved / default / 1e9 / gbps,
+                    "default_gops": work.operations / default / 1e9,
+                    "default_fraction_of_read_limit": work.bytes / default / 1e9 / gbps,
                 }
             )
     return rows
