@@ -33,7 +33,6 @@ class ExpertTemplate(Template):
     names: ClassVar[Names]
     # Sums of 16 rows that registers hold beside the vectors of weights, all counted.
     registers: ClassVar[int]
-    default_groups: ClassVar[int] = 2
     # Whether tiles can fetch the block after theirs.
     next_block: ClassVar[tuple[bool, ...]] = (False, True)
 
@@ -52,12 +51,12 @@ class ExpertTemplate(Template):
     def space(self, problem: Any, target: Target) -> Space:
         """Knobs: interleave, rows at once, order, parts of an expert, prefetch, unrolling."""
         single = problem.tokens * problem.top_k <= _REPEATED * touched(problem)
-        blocks = self.row_blocks(problem.tokens)
+        blocks, groups = self.row_blocks(problem.tokens), self.default_groups(problem)
         # Tiles are made for fewer rows too, so that many at once cost nothing where there are few.
-        most = [r for r in blocks if self.sums(self.default_groups, r) <= self.registers][-1]
+        most = [r for r in blocks if self.sums(groups, r) <= self.registers][-1]
         parts = sorted({*PARTS, target.threads})
         knobs = (
-            Knob("groups", (1, 2, 4), self.default_groups, layout=True),
+            Knob("groups", (1, 2, 4), groups, layout=True),
             Knob("row_block", blocks, blocks[0] if single else most),
             Knob("order", ("expert", "pair"), "pair" if single else "expert"),
             Knob("parts", tuple(parts), target.threads),
@@ -76,6 +75,11 @@ class ExpertTemplate(Template):
             ),
         )
         return Space(self.name, knobs, constraints)
+
+    def default_groups(self, problem: Any) -> int:
+        """Return how many groups of 16 rows interleave where nothing is known."""
+        del problem
+        return 2
 
     def row_blocks(self, tokens: int) -> tuple[int, ...]:
         """Return how many rows can be multiplied at once: an expert has at most ``tokens``."""

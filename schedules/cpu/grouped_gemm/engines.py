@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from tvm.script import tirx as T
@@ -18,6 +20,8 @@ Expr = Any
 Buffer = Any
 
 _MASK = 15
+# Sums below which int4 has two of each: a dot product takes five cycles, two start in each.
+FEW_SUMS = 4
 
 
 class DotBf16(Engine):
@@ -156,28 +160,32 @@ class Int4(Integer):
             group = T.bind(T.cast(index, "int64"))
             start = T.bind(tile.base + group * product.group_bytes)
             columns = T.bind(group * (product.group_steps * product.lane_columns))
-            parts = tile.zeros("int32")
+            # Few sums would wait for each other: the halves get sums of their own.
+            few = tile.rows * tile.groups <= FEW_SUMS
+            parts = [tile.zeros("int32") for _ in range(2 if few else 1)]
 
             def step(at: Expr) -> None:
                 packed = tile.load(start + (at + 1) * product.step_bytes)
                 for high in range(2):
                     codes = [T.bind(nibbles(codes, high)) for codes in packed]
                     place = columns + at * product.lane_columns + high * LANE
-                    self.dot.add(tile, parts, codes, [row + place for row in rows], wide=False)
+                    half_sums = parts[high % len(parts)]
+                    self.dot.add(tile, half_sums, codes, [row + place for row in rows], wide=False)
 
             tile.steps(product.group_steps, step)
             self._add_scaled(tile, sums, parts, start, group)
         return lambda r, g: sums.load(tile.slot(r, g), F32) * tile.scale(r)
 
     def _add_scaled(
-        self, tile: Tile, sums: Registers, parts: Registers, start: Expr, group: Expr
+        self, tile: Tile, sums: Registers, parts: list[Registers], start: Expr, group: Expr
     ) -> None:
         """Add scale * (sum - zero * total) of a group of columns."""
         for g in range(tile.groups):
             scale, shift = group_scales(tile, start, g, self.half)
             for r in range(tile.rows):
                 slot = tile.slot(r, g)
-                whole = T.cast(parts.load(slot, I32), F32)
+                found = reduce(operator.add, (part.load(slot, I32) for part in parts))
+                whole = T.cast(found, F32)
                 total = T.cast(tile.total(r, group), F32)
                 added = vector.multiply_add(whole, scale, sums.load(slot, F32))
                 sums.store(slot, added - shift * total)

@@ -38,12 +38,18 @@ def _integer(format: str, dot: ByteDot, target: Target) -> Engine:
     return (Int8 if format == "int8" else Int4)(dot, _half(target))
 
 
-class Avx512(ExpertTemplate):
+class Wide(ExpertTemplate):
+    """What templates of 512-bit registers share: the layout, so that one copy serves both."""
+
+    def default_groups(self, problem: Any) -> int:
+        """Return four; two where weights are unpacked into registers beside the packed ones."""
+        return 2 if problem.format == "int4" else 4
+
+
+class Avx512(Wide):
     """512-bit vectors: vdpbf16ps where there is it, vpdpbusd for integer weights."""
 
     registers: ClassVar[int] = 29
-    # One row has a sum for each group: with fewer their latency shows, not the memory's.
-    default_groups: ClassVar[int] = 4
 
     def engine(self, problem: Any, target: Target) -> Engine | None:
         """Return the engine of the format."""
@@ -54,11 +60,10 @@ class Avx512(ExpertTemplate):
         return _integer(problem.format, VNNI, target) if target.has("avx512_vnni") else None
 
 
-class Amx(ExpertTemplate):
+class Amx(Wide):
     """Tiles, where experts have several rows."""
 
     registers: ClassVar[int] = MOST_SUMS
-    default_groups: ClassVar[int] = 4
     next_block: ClassVar[tuple[bool, ...]] = (False,)
 
     def engine(self, problem: Any, target: Target) -> Engine | None:
