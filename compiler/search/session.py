@@ -164,7 +164,12 @@ class Session:
         return self.measure(phase, task, batch)
 
     def settled(self, task: Task) -> bool:
-        """Count the round that has just ended; say whether the next ones promise mere noise."""
+        """Count the round that has just ended; say whether the next ones promise mere noise.
+
+        Of latencies: how noisy energies are is another matter, and few of them are measured.
+        """
+        if self.settings.objective.needs_energy:
+            return False
         mine = [r for r in self.history[task.problem] if task.contains(r.candidate)]
         found = self._settling.setdefault(task, Settling())
         return found.told(self.strategy(task).gain, mine)
