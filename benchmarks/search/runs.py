@@ -24,7 +24,7 @@ PEERS: dict[str, Peer] = {
     "gp_ei": gp_peer.run,
 }
 # These run through our own interface.
-OPTUNA = ("optuna:tpe", "optuna:random")
+OPTUNA = ("optuna:tpe", "optuna:nsga2", "optuna:random")
 # Of a small space a search is asked for at most this share: some never come to the last points.
 MOST = 0.6
 # It walks around its local optima and does not end before it has seen as many points as asked for.

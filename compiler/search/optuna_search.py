@@ -41,6 +41,7 @@ class OptunaStrategy(Strategy):
         samplers: Mapping[str, Callable[..., Any]] = {
             "tpe": optuna.samplers.TPESampler,
             "gp": optuna.samplers.GPSampler,
+            "nsga2": optuna.samplers.NSGAIISampler,
             "random": optuna.samplers.RandomSampler,
         }
         self._optuna = optuna
@@ -137,6 +138,13 @@ class OptunaGP(OptunaStrategy):
 
     name = "optuna:gp"
     sampler = "gp"
+
+
+class OptunaNSGA2(OptunaStrategy):
+    """A genetic algorithm; of one objective here, as all strategies."""
+
+    name = "optuna:nsga2"
+    sampler = "nsga2"
 
 
 class OptunaRandom(OptunaStrategy):

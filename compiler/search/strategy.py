@@ -34,6 +34,7 @@ _WARM: dict[str, tuple[str, str]] = {"bayesian": ("warm", "WarmBayesian")}
 _ADAPTERS: dict[str, tuple[str, str]] = {
     "optuna:tpe": ("optuna_search", "OptunaTPE"),
     "optuna:gp": ("optuna_search", "OptunaGP"),
+    "optuna:nsga2": ("optuna_search", "OptunaNSGA2"),
     "optuna:random": ("optuna_search", "OptunaRandom"),
 }
 

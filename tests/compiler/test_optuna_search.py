@@ -31,7 +31,7 @@ def search(name: str, task: Task, budget: int, seed: int = 0, batch: int = 4) ->
     return runner.asked
 
 
-@pytest.mark.parametrize("name", ["optuna:tpe", "optuna:random"])
+@pytest.mark.parametrize("name", ["optuna:tpe", "optuna:nsga2", "optuna:random"])
 def test_samplers_keep_the_budget_never_repeat_and_depend_on_the_seed(name: str) -> None:
     task = Task(SMALL, TARGET)
     asked = search(name, task, 30)
