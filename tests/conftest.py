@@ -85,3 +85,13 @@ def emulated_gpu(_no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> Target:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(nvidia, "LIBRARY", driver.NAME)
     return Target.native_gpu()
+
+
+@pytest.fixture
+def torch_settings() -> Iterator[None]:
+    """Undo what peers set for a process of their own: threads, and no gradients."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(True)

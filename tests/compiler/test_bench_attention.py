@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,8 @@ from wattune.ops import (
 )
 from wattune.schedules.target import Target
 
+pytestmark = pytest.mark.usefixtures("torch_settings")
+
 DENSE = DecodeAttention(2, 96, 8, 2, 64)
 WINDOW = dataclasses.replace(DENSE, window=20)
 BLOCKS = BlockSparseDecodeAttention(2, 96, 8, 2, 64, max_blocks=3, block_size=16)
@@ -34,16 +35,6 @@ TOKENS = TokenSparseDecodeAttention(2, 96, 8, 2, 64, max_tokens=21)
 QUANTIZED = QuantizedDecodeAttention(1, 256, 8, 2, 64)
 SELECT = SelectBlocks(2, 1024, 2, block_size=16, method="fraction", fraction=0.25, min_blocks=4)
 needs_ggml = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="no llama-cpp-python")
-
-
-@pytest.fixture(autouse=True)
-def torch_settings() -> Iterator[None]:
-    """Undo what the peers set for their own process."""
-    torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_grad_enabled(True)
 
 
 def setup_of(problem: Problem, footprint: int = 0, ragged: bool = False) -> Setup:

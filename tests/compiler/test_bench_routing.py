@@ -13,6 +13,7 @@ from wattune.compiler.bench.implementations import implementations
 from wattune.ops import MoeAlignBlockSize, MoeGate, MoeTopk, Problem
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 GROUPS: dict[str, Any] = {"num_expert_group": 4, "topk_group": 2}
 PROBLEMS: tuple[Problem, ...] = (

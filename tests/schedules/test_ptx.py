@@ -19,6 +19,7 @@ from wattune.schedules.target import Target
 HOPPER = (
     *(f"arrivals_{what}" for what in ("begin", "begun", "end", "wait")),
     "arrive",
+    "arrive_alone",
     "copy_row",
     "stores_end",
 )
@@ -71,6 +72,7 @@ def every(block: Block, hopper: bool) -> set[str]:
             do("arrivals_begun")
             do("arrive", bars.ptr_to([0]), T.int32(64))
             do("copy_row", area.ptr_to([0]), words.ptr_to([T.int64(0)]), 64, bars.ptr_to([0]))
+        do("arrive_alone", bars.ptr_to([0]))
         do("arrivals_wait", bars.ptr_to([0]), T.int32(0))
         do("stores_end")
         do("arrivals_end", bars.ptr_to([1]))
