@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from wattune.cost_models.boosting import pack_bytes, unpack_bytes
 from wattune.cost_models.matrix import FeatureMatrix, Rows
+from wattune.ops import Problem
 from wattune.schedules.candidate import Candidate, Record
+from wattune.schedules.target import Target
 
 Floats = NDArray[np.float64]
 
@@ -23,17 +26,29 @@ _LEAST_WEIGHT = 0.1
 
 def machine_of(candidate: Candidate) -> str:
     """Name the machine and its threads as far as the target tells."""
-    return hashlib.sha256(candidate.target.key.encode()).hexdigest()[:16]
+    return _machine(candidate.target)
 
 
 def task_of(candidate: Candidate, mode: str) -> str:
     """Name what shares one scale of latency: all buckets of a problem, a machine, a mode."""
-    return f"{mode}:{machine_of(candidate)}:{candidate.problem.static_key}"
+    return _names(candidate.problem, candidate.target, mode)[0]
 
 
 def group_of(candidate: Candidate, mode: str) -> str:
     """Name the candidates among which the fastest is sought: one bucket, a machine, a mode."""
-    return f"{mode}:{machine_of(candidate)}:{candidate.problem.key}"
+    return _names(candidate.problem, candidate.target, mode)[1]
+
+
+# Hundreds of candidates of one problem are predicted at a time, and all have the same names.
+@lru_cache(maxsize=1024)
+def _names(problem: Problem, target: Target, mode: str) -> tuple[str, str]:
+    machine = f"{mode}:{_machine(target)}"
+    return f"{machine}:{problem.static_key}", f"{machine}:{problem.key}"
+
+
+@lru_cache(maxsize=1024)
+def _machine(target: Target) -> str:
+    return hashlib.sha256(target.key.encode()).hexdigest()[:16]
 
 
 def record_key(record: Record) -> str:

@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -184,7 +185,8 @@ class Target:
         except TypeError as error:
             raise TargetError(f"target: {error}") from error
 
-    @property
+    # Asked for with every prediction; a target never changes.
+    @cached_property
     def key(self) -> str:
         """Return one canonical line of JSON."""
         return json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))

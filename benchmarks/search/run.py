@@ -1,7 +1,7 @@
 """Search efficiency: all strategies and peers on all recorded spaces, in one table.
 
     make bench-search                      # or: python -m benchmarks.search.run --seeds 20
-    python -m benchmarks.search.run --ours --minutes 5       # peers as they were measured before
+    python -m benchmarks.search.run --strategy bayesian --known FILE    # the others from FILE
 
 Every run is kept in `.bench-search/`: a stopped benchmark goes on, and a changed strategy is run
 again with `--again NAME`. Nothing is timed but the strategies themselves, so that it does not
@@ -36,14 +36,13 @@ from wattune.compiler.cli.output import duration, print_table
 from wattune.schedules.target import Target
 
 KEPT = Path(".bench-search")
-PEERS = Path(__file__).parents[1] / "results" / "search-peers.json"
 
 
 def main() -> None:
     """Run what is not kept yet, and print and write the table."""
     given = _arguments()
     kept = Kept(KEPT, given.budget, given.batch)
-    names = given.strategy or (own_strategies() if given.ours else strategies())
+    names = given.strategy or (own_strategies() if given.known else strategies())
     jobs = [
         (space, name, seed)
         for seed in range(given.seeds)
@@ -58,8 +57,8 @@ def main() -> None:
         for name in names
         if len(runs := _runs(kept, space, name, given.seeds)) == given.seeds
     ]
-    if given.ours and PEERS.exists():
-        rows += _known_peers(given)
+    if given.known:
+        rows += _known_rows(given, rows)
     if not rows:
         print("nothing is complete yet: the same command goes on")
         return
@@ -73,7 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--budget", type=int, default=220, help="distinct evaluations")
     parser.add_argument("--batch", type=int, default=1, help="asked for at once, ours and Optuna's")
-    parser.add_argument("--ours", action="store_true", help="peers from benchmarks/results")
+    parser.add_argument("--known", type=Path, help="a table: rows that are not run come from it")
     parser.add_argument("--strategy", action="append", help="only this; repeatable")
     parser.add_argument("--space", action="append", choices=space_names(), help="repeatable")
     parser.add_argument("--again", action="append", default=[], help="run this strategy anew")
@@ -111,16 +110,16 @@ def _runs(kept: Kept, space: str, name: str, seeds: int) -> list[Run]:
     return [found for seed in range(seeds) if (found := kept.get(space, name, seed)) is not None]
 
 
-def _known_peers(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the peers' rows of the same budget, of the spaces that are asked for."""
-    known = json.loads(PEERS.read_text())
+def _known_rows(given: argparse.Namespace, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a table's rows of the same budget and of the spaces asked for, which are not anew."""
     wanted = given.space or space_names()
+    anew = {(found["space"], found["strategy"]) for found in rows}
     return [
         found
-        for found in known["rows"]
-        if known["budget"] == given.budget
+        for found in json.loads(given.known.read_text())["rows"]
+        if found["budget"] == given.budget
         and found["space"] in wanted
-        and is_peer(found["strategy"])
+        and (found["space"], found["strategy"]) not in anew
     ]
 
 
