@@ -111,15 +111,16 @@ def _runs(kept: Kept, space: str, name: str, seeds: int) -> list[Run]:
 
 
 def _known_rows(given: argparse.Namespace, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a table's rows of the same budget and of the spaces asked for, which are not anew."""
+    """Return a table's rows of the spaces asked for, but those that are here anew."""
+    table = json.loads(given.known.read_text())
+    if (table["budget"], table["batch"]) != (given.budget, given.batch):
+        raise SystemExit(f"{given.known} is of another budget or batch")
     wanted = given.space or space_names()
     anew = {(found["space"], found["strategy"]) for found in rows}
     return [
         found
-        for found in json.loads(given.known.read_text())["rows"]
-        if found["budget"] == given.budget
-        and found["space"] in wanted
-        and (found["space"], found["strategy"]) not in anew
+        for found in table["rows"]
+        if found["space"] in wanted and (found["space"], found["strategy"]) not in anew
     ]
 
 
