@@ -83,9 +83,11 @@ class Settling:
     def told(self, gain: float | None, records: Sequence[Record]) -> bool:
         """Count a round whose best proposal was expected to win ``gain``, in ln(cost).
 
-        ``records``: all of the task. Returns whether the task is settled; a strategy that cannot
-        say what it expects never is.
+        ``records``: all of the task. Returns whether the task is settled. A round of which the
+        strategy cannot say what it expects (None) does not count.
         """
-        below = gain is not None and len(records) >= LEAST_RECORDS and gain < noise(records)
+        if gain is None:
+            return False
+        below = len(records) >= LEAST_RECORDS and gain < noise(records)
         self.quiet = self.quiet + 1 if below else 0
         return self.quiet >= PATIENCE

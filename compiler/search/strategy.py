@@ -65,13 +65,14 @@ class Strategy(ABC):
         """Search a task; the model is shared with other tasks and updated by the tuner."""
         self.task, self.model, self.seed, self.objective = task, model, seed, objective
         self.records: dict[Schedule, Record] = {}
-        # What the best of the last proposals was expected to win, in ln(cost); None: cannot say.
+        # What the best of the last proposals was expected to win, in ln(cost); None: cannot say,
+        # as of proposals that are random throughout.
         self.gain: float | None = None
         self._pending: set[Schedule] = set()
 
     def ask(self, count: int) -> list[Candidate]:
         """Return up to ``count`` new candidates; fewer only where the space runs dry."""
-        rng = self._rng()
+        rng, self.gain = self._rng(), None
         batch = [c for c in self.beginning() if self.is_new(c)][:count]
         self._pending.update(candidate.schedule for candidate in batch)
         if len(batch) < count:

@@ -53,6 +53,20 @@ def test_it_needs_a_third_of_the_trials_of_evolution_without_a_model(batch: int)
     assert mean["bayesian"] < mean["plain_evolutionary"] / (3 if batch == 1 else 1.5), mean
 
 
+def test_a_round_at_random_says_nothing_of_what_is_left_to_win(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = FakeRunner()
+    found = strategy("bayesian", Task(SMALL, TARGET), None, 0)
+    assert found.gain is None
+    found.tell(list(runner.run(found.ask(FIRST + 2))))
+    found.ask(1)
+    assert found.gain is not None
+    monkeypatch.setattr(bayesian, "EXPLORE", 1.0)
+    found.ask(1)
+    assert found.gain is None
+
+
 def fails(candidate: Candidate) -> FailureKind | None:
     return "crash" if candidate.schedule.values["order"] == "row" else None
 

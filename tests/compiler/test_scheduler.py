@@ -122,6 +122,9 @@ def test_a_task_settles_when_several_rounds_in_a_row_promise_less_than_the_noise
     assert not settles([*[0.009] * (PATIENCE - 1), 0.011, 0.009])
     assert not settles([0.009] * PATIENCE, many[:-1])
     assert not settles([None] * PATIENCE)
+    # A round at random says nothing, neither for nor against.
+    assert settles([*[0.009] * (PATIENCE - 1), None, 0.009])
+    assert not settles([*[0.009] * (PATIENCE - 1), None])
 
 
 def test_a_budget_counts_trials_and_time_by_shares(monkeypatch: pytest.MonkeyPatch) -> None:
