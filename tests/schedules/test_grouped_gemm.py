@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tests.schedules.kernels import assert_matches, compile_function, run_kernel
 
+from wattune.errors import ScheduleError
 from wattune.ops import FusedMoe, GroupedGemm, operator
 from wattune.ops.experts import poison_untouched
 from wattune.schedules.cpu.grouped_gemm import TEMPLATES
@@ -88,19 +89,57 @@ def run(problem: Any, inputs: Inputs, threads: int = 1, **knobs: Any) -> Any:
     return found[operator(problem.operator).signature[-1]]
 
 
-@pytest.mark.parametrize("format", ["bf16", "int4"])
+# Slices of 256 columns, the last one shorter; panels that do not divide the blocks of a part.
+SLICED = [
+    FusedMoe(9, 3, 2, 300, 530),
+    FusedMoe(9, 3, 2, 300, 530, dtype="float32", format="int8"),
+    FusedMoe(9, 3, 2, 384, 640, dtype="float32", format="int4"),
+    GroupedGemm(9, 3, 2, 117, 700, dtype="float32", format="int8"),
+]
+
+
+@pytest.mark.parametrize("problem", SLICED, ids=str)
+@pytest.mark.parametrize("instructions", ["avx512", "avx2", "portable"])
+def test_slices_and_gate_beside_up(instructions: str, problem: Any) -> None:
+    template = next(t for t in TEMPLATES if t.name == f"{problem.operator}_{instructions}")
+    target, op = target_of(template, problem), operator(problem.operator)
+    rng = np.random.default_rng(8)
+    drawn = [op.make_inputs(problem, rng), op.verification_inputs(problem, rng)]
+    values = {**template.space(problem, target).default(), "columns": 256, "panel": 4, "groups": 1}
+    values |= {"row_block": 4, "parts": 2, "unroll": 4}
+    if problem.operator == "fused_moe":
+        values["gate_up"] = "fused"
+    template.space(problem, target).check(values)
+    check(template, problem, target, values, drawn)
+
+
+@pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
 def test_results_do_not_depend_on_the_schedule(format: str) -> None:
     """To the last bit: each sum is of the same products in the same order."""
-    problem = FusedMoe(9, 3, 2, 128, 128, dtype="float32", format=format)
+    problem = FusedMoe(9, 3, 2, 640, 384, dtype="float32", format=format)
     inputs = operator("fused_moe").make_inputs(problem, np.random.default_rng(1))
     want = run(problem, inputs, row_block=2, groups=2)
     for knobs in (
         {"row_block": 1, "order": "pair"},
         {"row_block": 3, "groups": 1, "unroll": 4, "prefetch": 0, "parts": 8},
+        {"row_block": 4, "groups": 2, "gate_up": "fused"},
+        {"row_block": 2, "groups": 2, "columns": 256, "next_block": True},
+        {"row_block": 3, "groups": 1, "columns": 256, "panel": 0, "gate_up": "fused"},
     ):
         np.testing.assert_array_equal(run(problem, inputs, **knobs), want)
     if Target.native().cores > 1:
         np.testing.assert_array_equal(run(problem, inputs, threads=2, parts=2), want)
+
+
+def test_panels_are_of_slices() -> None:
+    problem = FusedMoe(64, 4, 2, 1024, 512)
+    template, target = first_template(problem)
+    space = template.space(problem, target)
+    with pytest.raises(ScheduleError, match="panels of several blocks are for slices"):
+        space.check({**space.default(), "panel": 4})
+    # Of rows of 512 columns and less there are no slices of 512.
+    short = template.space(FusedMoe(64, 4, 2, 512, 512), target)
+    assert [knob.values for knob in short.knobs if knob.name == "columns"] == [(0, 256)]
 
 
 @pytest.mark.parametrize("expert", [0, 4])

@@ -17,9 +17,10 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from wattune.ops.expert_weights import GROUP
 from wattune.schedules.cpu import amx, math, vector
 from wattune.schedules.cpu.grouped_gemm.engines import group_scales, int8_value, nibbles
-from wattune.schedules.cpu.grouped_gemm.layout import VECTOR, ExpertLayout
+from wattune.schedules.cpu.grouped_gemm.layout import ExpertLayout
 from wattune.schedules.cpu.grouped_gemm.plan import Memory, Plan
 from wattune.schedules.cpu.grouped_gemm.tile import F32, LANES, Engine, Tile
 
@@ -66,17 +67,20 @@ class AmxEngine(Engine):
     def products(self, tile: Tile) -> Callable[[int, int], Expr]:
         """Emit the products; return what loads the lanes of a row and a group, as bytes lie."""
         tiles, product, plan = Tiles(tile), tile.product, tile.plan
-        tiles.zero()
-        with T.serial(product.steps // amx.TILE_ROWS) as k:
-            step = T.bind(T.cast(k, "int64"))
+        tiles.begin()
+        columns = amx.TILE_ROWS * product.lane_columns
+        first, count = tile.span(product.steps // amx.TILE_ROWS, columns)
+        with T.serial(count) as k:
+            step = T.bind(T.cast(k, "int64") + first)
             at = T.bind(tile.base + step * (amx.TILE_ROWS * product.step_bytes))
             tiles.load_activations(step * amx.ROW_BYTES)
             for g in range(tile.groups):
                 if plan.prefetch:
                     for line in range(amx.TILE_ROWS):
-                        ahead = at + (line * tile.groups + g) * VECTOR + plan.prefetch
-                        vector.prefetch(tile.weights, ahead)
-                amx.load(tiles.weights(g), tile.weights, at + g * VECTOR, product.step_bytes)
+                        ahead = at + line * product.step_bytes + tile.stage.offset(g)
+                        vector.prefetch(tile.weights, ahead + plan.prefetch)
+                vectors = at + tile.stage.offset(g)
+                amx.load(tiles.weights(g), tile.weights, vectors, product.step_bytes)
                 tiles.multiply(g, self.dot)
         tiles.store()
         return lambda r, g: tiles.place(r // amx.TILE_ROWS, g) + r % amx.TILE_ROWS * amx.ROW_BYTES
@@ -100,6 +104,29 @@ class Tiles:
         """Clear the sums."""
         for i in range(self.sums):
             amx.zero(i)
+
+    def begin(self) -> None:
+        """Clear the sums, or load what the slices before left."""
+        slice = self.tile.slice
+        if slice is None:
+            self.zero()
+            return
+        with T.If(slice.index == 0):
+            with T.Then():
+                self.zero()
+            with T.Else():
+                self.copy_before(self.scratch)
+                for i in range(self.sums):
+                    amx.load(i, self.raw, self.scratch + i * amx.TILE_BYTES, amx.ROW_BYTES)
+
+    def copy_before(self, to: Expr) -> None:
+        """Copy what the slices before left to a thread's own memory."""
+        with T.serial(amx.TILE_ROWS) as line:
+            for m in range(self.count):
+                for g in range(self.tile.groups):
+                    at = to + (m * self.tile.groups + g) * amx.TILE_BYTES + line * amx.ROW_BYTES
+                    value = self.tile.before(m * amx.TILE_ROWS + line, g)
+                    vector.store_as(self.raw, at, value, LANES)
 
     def load_activations(self, at: Expr) -> None:
         """Load 64 bytes of each row, from a byte of the row on."""
@@ -148,6 +175,7 @@ class AmxInt8(AmxEngine):
     """Quads of signed activations and codes + 128 (tdpbsud)."""
 
     activation = "int8"
+    sums = "int32"
 
     def dot(self, total: int, left: int, right: int) -> None:
         """Emit one product of tiles."""
@@ -158,11 +186,11 @@ class AmxInt8(AmxEngine):
         place = self.products(tile)
         raw = tile.memory.activations
 
-        def value(r: int, g: int) -> Expr:
-            total = vector.load_as(raw, place(r, g), "int32", LANES)
-            return int8_value(tile, total, r, g, biased=True)
+        return lambda r, g: vector.load_as(raw, place(r, g), "int32", LANES)
 
-        return value
+    def finish(self, tile: Tile, value: Expr, row: int, group: int) -> Expr:
+        """Scale the int32 sums."""
+        return int8_value(tile, value, row, group, biased=True)
 
 
 class AmxInt4(AmxEngine):
@@ -192,11 +220,12 @@ class AmxInt4(AmxEngine):
         tiles, product, raw = Tiles(tile), tile.product, tile.memory.activations
         floats = T.bind(tiles.scratch + MOST_SUMS * amx.TILE_BYTES)
         codes = T.bind(floats + MOST_SUMS * amx.TILE_BYTES)
-        with T.serial(tiles.sums * amx.TILE_ROWS) as line:
-            vector.store_as(raw, floats + line * amx.ROW_BYTES, math.real(0.0, LANES), LANES)
-        with T.serial(product.scale_groups) as index:
-            group = T.bind(T.cast(index, "int64"))
+        self._begin(tiles, floats)
+        first, count = tile.span(product.scale_groups, GROUP)
+        with T.serial(count) as index:
+            group = T.bind(T.cast(index, "int64") + first)
             start = T.bind(tile.base + group * product.group_bytes)
+            tile.fetch(start)
             tiles.zero()
             for half in range(product.group_steps // STEPS):
                 columns = half * amx.ROW_BYTES
@@ -204,8 +233,8 @@ class AmxInt4(AmxEngine):
                     group * (product.group_steps * product.lane_columns) + columns
                 )
                 for g in range(tile.groups):
-                    first = start + (1 + half * STEPS) * product.step_bytes + g * VECTOR
-                    self._unpack(tile, first, codes)
+                    vectors = start + (1 + half * STEPS) * product.step_bytes
+                    self._unpack(tile, vectors + tile.stage.offset(g), codes)
                     amx.load(tiles.weights(g), raw, codes, amx.ROW_BYTES)
                     tiles.multiply(g, self.dot)
             tiles.store()
@@ -213,10 +242,32 @@ class AmxInt4(AmxEngine):
 
         def value(r: int, g: int) -> Expr:
             line = (r // amx.TILE_ROWS * tile.groups + g) * amx.TILE_ROWS + r % amx.TILE_ROWS
-            total = vector.load_as(raw, floats + line * amx.ROW_BYTES, "float32", LANES)
-            return total * tile.scale(r)
+            return vector.load_as(raw, floats + line * amx.ROW_BYTES, "float32", LANES)
 
         return value
+
+    def finish(self, tile: Tile, value: Expr, row: int, group: int) -> Expr:
+        """Scale by the row of activations."""
+        del group
+        return value * tile.scale(row)
+
+    @staticmethod
+    def _begin(tiles: Tiles, floats: Expr) -> None:
+        """Clear the float32 sums, or copy what the slices before left."""
+
+        def clear() -> None:
+            with T.serial(tiles.sums * amx.TILE_ROWS) as line:
+                zero = math.real(0.0, LANES)
+                vector.store_as(tiles.raw, floats + line * amx.ROW_BYTES, zero, LANES)
+
+        if tiles.tile.slice is None:
+            clear()
+            return
+        with T.If(tiles.tile.slice.index == 0):
+            with T.Then():
+                clear()
+            with T.Else():
+                tiles.copy_before(floats)
 
     @staticmethod
     def _unpack(tile: Tile, first: Expr, codes: Expr) -> None:

@@ -14,7 +14,7 @@ from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.grouped_gemm.counts import count
 from wattune.schedules.cpu.grouped_gemm.kernel import Kernel, Names
 from wattune.schedules.cpu.grouped_gemm.layout import ExpertLayout
-from wattune.schedules.cpu.grouped_gemm.plan import Plan
+from wattune.schedules.cpu.grouped_gemm.plan import Plan, Stage
 from wattune.schedules.cpu.grouped_gemm.tile import Engine
 from wattune.schedules.program import Tensors, tensor_program
 from wattune.schedules.space import Constraint, Knob, Space, Value
@@ -23,6 +23,10 @@ from wattune.schedules.template import Counts, Layout, Template
 
 ROW_BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 PARTS = (1, 2, 4, 8, 16)
+# Columns of a slice and blocks of a panel; 0: all.
+COLUMNS = (0, 256, 512, 1024, 2048)
+PANELS = (1, 4, 16, 0)
+GATE_UP = ("separate", "fused")
 # Reading an expert once for each of its rows costs at most this much more.
 _REPEATED = 1.02
 
@@ -33,6 +37,8 @@ class ExpertTemplate(Template):
     names: ClassVar[Names]
     # Sums of 16 rows that registers hold beside the vectors of weights, all counted.
     registers: ClassVar[int]
+    # Rows of the smallest tile.
+    least_rows: ClassVar[int] = 1
     # Whether tiles can fetch the block after theirs.
     next_block: ClassVar[tuple[bool, ...]] = (False, True)
 
@@ -49,25 +55,38 @@ class ExpertTemplate(Template):
         return self.engine(problem, target) is not None
 
     def space(self, problem: Any, target: Target) -> Space:
-        """Knobs: interleave, rows at once, order, parts of an expert, prefetch, unrolling."""
+        """Knobs: interleave, rows at once, order, parts, slices and panels, prefetch, unrolling."""
         single = problem.tokens * problem.top_k <= _REPEATED * touched(problem)
         blocks, groups = self.row_blocks(problem.tokens), self.default_groups(problem)
         # Tiles are made for fewer rows too, so that many at once cost nothing where there are few.
         most = [r for r in blocks if self.sums(groups, r) <= self.registers][-1]
+        rows = blocks[0] if single else most
+        # Only where there are two full tiles of a block can they share in fetching the next one.
+        several = problem.tokens * problem.top_k >= 2 * rows * touched(problem)
         parts = sorted({*PARTS, target.threads})
         knobs = (
             Knob("groups", (1, 2, 4), groups, layout=True),
-            Knob("row_block", blocks, blocks[0] if single else most),
+            Knob("row_block", blocks, rows),
             Knob("order", ("expert", "pair"), "pair" if single else "expert"),
             Knob("parts", tuple(parts), target.threads),
+            *self.own_knobs(),
+            Knob("columns", self.columns(problem), 0),
+            Knob("panel", PANELS, 1),
             Knob("prefetch", (0, 1024, 2048, 4096, 8192, 16384), 4096),
-            Knob("next_block", self.next_block, default=False),
+            Knob("next_block", self.next_block, several and self.next_block[-1]),
             Knob("unroll", (1, 2, 4), 2),
         )
         constraints = (
             Constraint(
                 f"groups and row_block must fit {self.registers} sums",
-                lambda v: self.sums(int(v["groups"]), int(v["row_block"])) <= self.registers,
+                lambda v: all(
+                    self.sums(stage.groups, stage.row_block) <= self.registers
+                    for stage in self.stages(problem, v)
+                ),
+            ),
+            Constraint(
+                "panels of several blocks are for slices of columns",
+                lambda v: v["panel"] == 1 or v["columns"] != 0,
             ),
             Constraint(
                 "pairs one by one have one row each",
@@ -80,6 +99,21 @@ class ExpertTemplate(Template):
         """Return how many groups of 16 rows interleave where nothing is known."""
         del problem
         return 2
+
+    def own_knobs(self) -> tuple[Knob, ...]:
+        """Return the knobs that the operator has beside the others: none."""
+        return ()
+
+    def columns(self, problem: Any) -> tuple[int, ...]:
+        """Return the slices of columns that there can be: fewer than the longest row."""
+        longest = max(p.columns for p in self.products(problem, 1))
+        return tuple(c for c in COLUMNS if c < longest)
+
+    def stages(self, problem: Any, values: Mapping[str, Value]) -> tuple[Stage, ...]:
+        """Return the products with how they are made."""
+        rows, slices = int(values["row_block"]), (int(values["columns"]), int(values["panel"]))
+        products = self.products(problem, int(values["groups"]))
+        return tuple(Stage(product, rows, 1, *slices) for product in products)
 
     def row_blocks(self, tokens: int) -> tuple[int, ...]:
         """Return how many rows can be multiplied at once: an expert has at most ``tokens``."""
@@ -102,9 +136,8 @@ class ExpertTemplate(Template):
             top_k=problem.top_k,
             experts=problem.num_experts,
             threads=target.threads,
-            products=self.products(problem, int(values["groups"])),
+            stages=self.stages(problem, values),
             activation=engine.activation,
-            row_block=int(values["row_block"]),
             order=str(values["order"]),
             parts=int(values["parts"]),
             prefetch=int(values["prefetch"]),
@@ -174,6 +207,18 @@ class FusedMoeTemplate(ExpertTemplate):
         """Return the weights of gate and up, and of down."""
         count, hidden, inner = problem.num_experts, problem.hidden_size, problem.intermediate_size
         return (
-            ExpertLayout(problem.format, count, 2 * inner, hidden, groups),
+            ExpertLayout(problem.format, count, 2 * inner, hidden, groups, halves=2),
             ExpertLayout(problem.format, count, hidden, inner, groups),
         )
+
+    def own_knobs(self) -> tuple[Knob, ...]:
+        """Whether gate and up are made in one pass over the activations, side by side."""
+        return (Knob("gate_up", GATE_UP, "separate"),)
+
+    def stages(self, problem: Any, values: Mapping[str, Value]) -> tuple[Stage, ...]:
+        """Return the products; gate and up side by side take half as many rows at once."""
+        gate_up, down = super().stages(problem, values)
+        if values["gate_up"] == "fused":
+            rows = max(self.least_rows, gate_up.row_block // 2)
+            gate_up = dataclasses.replace(gate_up, streams=2, row_block=rows)
+        return gate_up, down

@@ -11,7 +11,8 @@ def count(plan: Plan, touched: int) -> Counts:
     """Count for as many rows of each touched expert as there are on average."""
     jobs = plan.pairs if plan.order == "pair" else touched
     each = plan.pairs / jobs
-    blocks = -(-each // plan.row_block)
+    row_block = min(stage.row_block for stage in plan.stages)
+    blocks = -(-each // row_block)
     packed = float(sum(p.expert_bytes for p in plan.products))
     width = ACTIVATION_BYTES[plan.activation]
     rows = sum(p.padded_columns * width for p in plan.products)
@@ -19,15 +20,17 @@ def count(plan: Plan, touched: int) -> Counts:
     vectors = packed / VECTOR * jobs
     products = 2 if plan.products[0].format == "int4" else 1
     dots = vectors * products * each
-    groups = plan.products[0].groups
-    reread = sum(p.padded_columns * width * p.blocks for p in plan.products)
-    tile = min(plan.row_block, max(1.0, each))
+    groups = max(stage.groups for stage in plan.stages)
+    reread = sum(s.product.padded_columns * width * s.blocks for s in plan.stages)
+    # Sums wait in memory from one slice of the columns to the next.
+    waiting = sum(8 * s.product.padded_rows * (s.slices - 1) for s in plan.stages)
+    tile = min(row_block, max(1.0, each))
     return Counts(
         bytes={
             "memory": packed * touched + plan.pairs * (rows + sums),
             "l3": packed * jobs + plan.pairs * (rows + 2 * sums),
-            "l2": packed * jobs * blocks + plan.pairs * reread,
-            "l1": packed * jobs * blocks + dots * VECTOR / ROWS / groups,
+            "l2": packed * jobs * blocks + plan.pairs * (reread + waiting),
+            "l1": packed * jobs * blocks + dots * VECTOR / ROWS / groups + plan.pairs * waiting,
         },
         operations={
             "dot": dots,
@@ -36,5 +39,5 @@ def count(plan: Plan, touched: int) -> Counts:
         tiles={"jobs": float(jobs), "row_blocks": blocks, "rows": each},
         parallelism=float(max(1, jobs) * plan.parts),
         registers=groups * (tile + 1.0),
-        code=plan.unroll * groups * (plan.row_block + 1.0) * products,
+        code=plan.unroll * groups * (row_block + 1.0) * products,
     )

@@ -11,8 +11,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from wattune.ops.expert_weights import GROUP
 from wattune.schedules.cpu import math, vector
-from wattune.schedules.cpu.grouped_gemm.layout import INT8_OFFSET, LANE, ROWS, VECTOR
+from wattune.schedules.cpu.grouped_gemm.layout import INT8_OFFSET, LANE, ROWS
 from wattune.schedules.cpu.grouped_gemm.tile import F32, I32, LANES, Engine, Tile
 from wattune.schedules.cpu.vector import Registers
 
@@ -31,7 +32,7 @@ class DotBf16(Engine):
 
     def emit(self, tile: Tile) -> Callable[[int, int], Expr]:
         """Multiply pairs of columns."""
-        rows, sums = tile.row_starts(), tile.zeros("float32")
+        rows, sums = tile.row_starts(), tile.begin("float32")
 
         def step(at: Expr) -> None:
             loaded = tile.load(tile.base + at * tile.product.step_bytes)
@@ -42,7 +43,7 @@ class DotBf16(Engine):
                     slot = tile.slot(r, g)
                     sums.store(slot, vector.dot_pairs_bf16(sums.load(slot, F32), pair, x))
 
-        tile.steps(tile.product.steps, step)
+        tile.steps(*tile.span(tile.product.steps, tile.product.lane_columns), step)
         return lambda r, g: sums.load(tile.slot(r, g), F32)
 
 
@@ -53,7 +54,7 @@ class FloatBf16(Engine):
 
     def emit(self, tile: Tile) -> Callable[[int, int], Expr]:
         """Multiply the lower column of each lane, then the upper one."""
-        rows, sums = tile.row_starts(), tile.zeros("float32")
+        rows, sums = tile.row_starts(), tile.begin("float32")
 
         def step(at: Expr) -> None:
             loaded = tile.load(tile.base + at * tile.product.step_bytes)
@@ -66,7 +67,7 @@ class FloatBf16(Engine):
                         slot = tile.slot(r, g)
                         sums.store(slot, vector.multiply_add(w, x, sums.load(slot, F32)))
 
-        tile.steps(tile.product.steps, step)
+        tile.steps(*tile.span(tile.product.steps, tile.product.lane_columns), step)
         return lambda r, g: sums.load(tile.slot(r, g), F32)
 
 
@@ -128,17 +129,22 @@ class Integer(Engine):
 class Int8(Integer):
     """One int32 sum of all columns, scaled at the end."""
 
+    sums = "int32"
+
     def emit(self, tile: Tile) -> Callable[[int, int], Expr]:
         """Multiply quads of columns."""
-        rows, sums = tile.row_starts(), tile.zeros("int32")
+        rows, sums = tile.row_starts(), tile.begin("int32")
 
         def step(at: Expr) -> None:
             codes = tile.load(tile.base + at * tile.product.step_bytes)
             self.dot.add(tile, sums, codes, [row + at * LANE for row in rows], wide=True)
 
-        tile.steps(tile.product.steps, step)
+        tile.steps(*tile.span(tile.product.steps, tile.product.lane_columns), step)
+        return lambda r, g: sums.load(tile.slot(r, g), I32)
 
-        return lambda r, g: int8_value(tile, sums.load(tile.slot(r, g), I32), r, g, self.dot.biased)
+    def finish(self, tile: Tile, value: Expr, row: int, group: int) -> Expr:
+        """Scale the int32 sums."""
+        return int8_value(tile, value, row, group, self.dot.biased)
 
 
 def int8_value(tile: Tile, total: Expr, row: int, group: int, biased: bool) -> Expr:
@@ -155,11 +161,13 @@ class Int4(Integer):
     def emit(self, tile: Tile) -> Callable[[int, int], Expr]:
         """Multiply group after group."""
         product = tile.product
-        rows, sums = tile.row_starts(), tile.zeros("float32")
-        with T.serial(product.scale_groups) as index:
-            group = T.bind(T.cast(index, "int64"))
+        rows, sums = tile.row_starts(), tile.begin("float32")
+        first, count = tile.span(product.scale_groups, GROUP)
+        with T.serial(count) as index:
+            group = T.bind(T.cast(index, "int64") + first)
             start = T.bind(tile.base + group * product.group_bytes)
             columns = T.bind(group * (product.group_steps * product.lane_columns))
+            tile.fetch(start)
             # Few sums would wait for each other: the halves get sums of their own.
             few = tile.rows * tile.groups <= FEW_SUMS
             parts = [tile.zeros("int32") for _ in range(2 if few else 1)]
@@ -172,9 +180,14 @@ class Int4(Integer):
                     half_sums = parts[high % len(parts)]
                     self.dot.add(tile, half_sums, codes, [row + place for row in rows], wide=False)
 
-            tile.steps(product.group_steps, step)
+            tile.steps(0, product.group_steps, step)
             self._add_scaled(tile, sums, parts, start, group)
-        return lambda r, g: sums.load(tile.slot(r, g), F32) * tile.scale(r)
+        return lambda r, g: sums.load(tile.slot(r, g), F32)
+
+    def finish(self, tile: Tile, value: Expr, row: int, group: int) -> Expr:
+        """Scale by the row of activations."""
+        del group
+        return value * tile.scale(row)
 
     def _add_scaled(
         self, tile: Tile, sums: Registers, parts: list[Registers], start: Expr, group: Expr
@@ -202,7 +215,7 @@ def group_scales(
     tile: Tile, start: Expr, group: int, half: Callable[[Expr], Expr]
 ) -> tuple[Expr, Expr]:
     """Bind the scales of 16 rows for the group of columns at a byte, and scale * zero."""
-    params = start + group * VECTOR
+    params = start + tile.stage.offset(group)
     scale = T.bind(half(vector.load_bytes(tile.weights, params, 2 * ROWS)))
     zero = half(vector.load_bytes(tile.weights, params + 2 * ROWS, 2 * ROWS))
     return scale, T.bind(scale * zero)

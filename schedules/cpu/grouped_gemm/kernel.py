@@ -19,21 +19,17 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.schedules.cpu import vector
-from wattune.schedules.cpu.grouped_gemm.layout import ExpertLayout
-from wattune.schedules.cpu.grouped_gemm.plan import JOB, Lists, Memory, Plan
-from wattune.schedules.cpu.grouped_gemm.route import JOBS, POSITIONS, emit_route
+from wattune.schedules.cpu.grouped_gemm.plan import Lists, Memory, Plan
+from wattune.schedules.cpu.grouped_gemm.product import Product
+from wattune.schedules.cpu.grouped_gemm.route import POSITIONS, emit_route
 from wattune.schedules.cpu.grouped_gemm.rows import RowMaker
-from wattune.schedules.cpu.grouped_gemm.tile import LANES, Ahead, Engine, Tile
-from wattune.schedules.cpu.tasks import ceildiv, spread
+from wattune.schedules.cpu.grouped_gemm.tile import Engine
+from wattune.schedules.cpu.tasks import spread
 from wattune.schedules.program import Tensors
 
 Expr = Any
 Buffer = Any
 Phase = tuple[str, Callable[[], None]]
-
-# A tile fetches at least 1 / 2^MOST_SHIFT of the next block.
-MOST_SHIFT = 4
 
 
 @dataclass(frozen=True)
@@ -74,13 +70,14 @@ class Kernel:
         tokens = T.bind(T.cast(tensors.sizes["tokens"], "int32"))
         yield "route", lambda: self._route(tensors, lists, tokens)
         x = rows.flat(tensors[names.x])
-        first, last = plan.products[0], plan.products[-1]
+        first, last = plan.stages[0], plan.products[-1]
 
         def prepare(worker: Expr, position: Expr) -> None:
             token = T.bind(T.truncdiv(lists.load("pair", position), plan.top_k))
-            at = T.bind(T.cast(token, "int64") * first.columns)
-            rows.widen(x, at, first.columns, first.padded_columns, worker)
-            rows.encode(first, position, worker)
+            product = first.product
+            at = T.bind(T.cast(token, "int64") * product.columns)
+            rows.widen(x, at, product.columns, product.padded_columns, worker)
+            rows.encode(product, position, worker)
 
         def activate(worker: Expr, position: Expr) -> None:
             rows.activate(first, position, last.padded_columns, worker)
@@ -90,15 +87,11 @@ class Kernel:
             return lambda: spread(plan.threads, T.bind(lists.load("counts", POSITIONS)), emit)
 
         yield "prepare", each(prepare)
-        for number, (product, name) in enumerate(zip(plan.products, names.weights, strict=True)):
+        for number, (stage, name) in enumerate(zip(plan.stages, names.weights, strict=True)):
             if number:
                 yield "activate", each(activate)
-            yield (
-                f"gemm{number + 1}",
-                lambda product=product, name=name: self._multiply(  # type: ignore[misc]
-                    product, tensors[name], memory, lists, rows
-                ),
-            )
+            product = Product(plan, stage, self.engine, tensors[name], memory, lists)
+            yield f"gemm{number + 1}", product.emit
         yield "combine", lambda: self._combine(tensors, rows, tokens)
 
     def _route(self, tensors: Tensors, lists: Lists, tokens: Expr) -> None:
@@ -131,97 +124,3 @@ class Kernel:
             rows.combine(plan.products[-1], out, token, shares, T.bind(row - token * slots))
 
         spread(plan.threads, tokens * slots, one)
-
-    def _multiply(
-        self,
-        product: ExpertLayout,
-        weights: Buffer,
-        memory: Memory,
-        lists: Lists,
-        rows: RowMaker,
-    ) -> None:
-        """Emit one product: the tasks of each thread."""
-        plan = self.plan
-        parts = min(plan.parts, product.blocks)
-
-        def task(worker: Expr, number: Expr) -> None:
-            job = T.bind(T.truncdiv(number, parts))
-            part = T.bind(number - job * parts)
-            expert, first, count = (T.bind(lists.load("jobs", job * JOB + i)) for i in range(JOB))
-            start = T.bind(part * product.blocks // parts)
-            stop = T.bind((part + 1) * product.blocks // parts)
-            base = T.bind(T.cast(expert, "int64") * product.expert_bytes)
-            with T.serial(stop - start) as i, T.serial(ceildiv(count, plan.row_block)) as chunk:
-                block = T.bind(start + i)
-                at = T.bind(base + T.cast(block, "int64") * product.block_bytes)
-                done = T.bind(chunk * plan.row_block)
-                left = T.bind(count - done)
-                ahead = self._ahead(product, chunk, count)
-                self._rows(
-                    product, weights, memory, rows, at, block, first + done, left, worker, ahead
-                )
-
-        spread(
-            plan.threads,
-            lists.load("counts", JOBS) * parts,
-            task,
-            lambda worker: self.engine.begin(plan, memory, worker),
-            self.engine.end,
-        )
-
-    def _ahead(self, product: ExpertLayout, chunk: Expr, rows: Expr) -> Ahead:
-        """Bind what full tiles of rows fetch: each of a block's a part of the next block.
-
-        Only the first tile of a block finds it in memory, too early for the arithmetic of the
-        others to hide that. Where there is but one it fetches the stream.
-        """
-        plan = self.plan
-        if not plan.next_block:
-            return Ahead(plan.prefetch)
-        full = T.truncdiv(rows, plan.row_block)
-        shift = sum(
-            (T.cast(full >= 1 << power, "int64") for power in range(1, MOST_SHIFT + 1)), T.int64(0)
-        )
-        shift = T.bind(shift)
-        share = T.shift_right(T.int64(product.block_bytes), shift)
-        later = product.block_bytes + T.cast(chunk, "int64") * share
-        return Ahead(T.bind(T.Select(shift > 0, later, T.int64(plan.prefetch))), shift)
-
-    def _rows(
-        self,
-        product: ExpertLayout,
-        weights: Buffer,
-        memory: Memory,
-        rows: RowMaker,
-        at: Expr,
-        block: Expr,
-        first: Expr,
-        left: Expr,
-        worker: Expr,
-        ahead: Ahead,
-    ) -> None:
-        """Emit the tile of the least size that holds the rows that are left."""
-        start = T.bind(first)
-
-        def tile(count: int) -> None:
-            full = count == self.plan.row_block
-            early = ahead if full else Ahead(self.plan.prefetch)
-            where = Tile(self.plan, product, memory, weights, at, start, count, worker, early)
-            value = self.engine.emit(where)
-            for r in range(count):
-                with T.If(left > r), T.Then():
-                    to = T.bind(rows.sums_at(product, start + r) + block * product.block_rows)
-                    for g in range(product.groups):
-                        vector.store(memory.sums, [to + g * LANES], value(r, g))
-
-        def choose(sizes: tuple[int, ...]) -> None:
-            if len(sizes) == 1:
-                tile(sizes[0])
-                return
-            with T.If(left <= sizes[0]):
-                with T.Then():
-                    tile(sizes[0])
-                with T.Else():
-                    choose(sizes[1:])
-
-        choose(self.engine.row_sizes(self.plan.row_block))

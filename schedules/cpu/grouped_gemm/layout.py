@@ -7,7 +7,8 @@
     int4  a lane is 8 columns: byte c holds column c in its low half and column c + 4 in its high
           half; before each 128 columns, for each group, 16 float16 scales and 16 zeros
 
-One expert follows the other without a gap, so that a thread's share of an expert is one stream.
+One expert follows the other without a gap, so that a thread's share of an expert is one stream. Of
+gate and up each begins with a block, so that both can be read side by side.
 """
 
 from __future__ import annotations
@@ -35,13 +36,17 @@ INT8_OFFSET = 128
 
 @dataclass(frozen=True)
 class ExpertLayout:
-    """Sizes of the packed weights [experts, rows, columns] of one product."""
+    """Sizes of the packed weights [experts, rows, columns] of one product.
+
+    ``halves``: 2 where the rows are those of gate, then as many of up.
+    """
 
     format: str
     experts: int
     rows: int
     columns: int
     groups: int
+    halves: int = 1
 
     @property
     def lane_columns(self) -> int:
@@ -79,9 +84,19 @@ class ExpertLayout:
         return self.groups * ROWS
 
     @property
+    def half_blocks(self) -> int:
+        """Blocks along the rows of a half."""
+        return -(-self.rows // (self.halves * self.block_rows))
+
+    @property
     def blocks(self) -> int:
         """Blocks along the rows."""
-        return -(-self.rows // self.block_rows)
+        return self.halves * self.half_blocks
+
+    @property
+    def half_rows(self) -> int:
+        """Rows of a half with padding: where up begins in a row of sums."""
+        return self.half_blocks * self.block_rows
 
     @property
     def padded_rows(self) -> int:
@@ -124,14 +139,18 @@ class ExpertLayout:
         def body(tensors: Tensors) -> None:
             rows = _flat(tensors[source.name])
             blob = tensors[argument.name]
+            half_rows = self.rows // self.halves
             with (
                 T.serial(self.experts) as expert,
                 T.grid(self.blocks, self.groups, ROWS) as (block, group, lane),
             ):
-                row = T.bind((block * self.groups + group) * ROWS + lane)
-                inside = T.bind(row < self.rows)
+                half = T.bind(T.truncdiv(block, self.half_blocks))
+                inner = T.bind(block - half * self.half_blocks)
+                row = T.bind((inner * self.groups + group) * ROWS + lane)
+                inside = T.bind(row < half_rows)
                 width = source.shape[-1]
-                at = T.cast(expert, "int64") * self.rows + T.min(row, self.rows - 1)
+                first = T.cast(expert, "int64") * self.rows + half * half_rows
+                at = first + T.min(row, half_rows - 1)
                 to = T.cast(expert, "int64") * self.expert_bytes + block * self.block_bytes
                 emit[self.format](
                     rows, T.bind(at * width), inside, blob, T.bind(to + group * VECTOR), lane

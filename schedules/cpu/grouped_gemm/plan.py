@@ -13,8 +13,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from wattune.ops.expert_weights import GROUP
 from wattune.schedules.areas import LINE, Areas
-from wattune.schedules.cpu.grouped_gemm.layout import ExpertLayout
+from wattune.schedules.cpu.grouped_gemm.layout import ROWS, VECTOR, ExpertLayout
 from wattune.schedules.program import Tensors
 
 Expr = Any
@@ -27,24 +28,72 @@ ACTIVATION_BYTES = {"bf16": 2, "f32": 4, "int8": 1}
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One product: its weights, how many rows of an expert it takes at once.
+
+    ``streams``: 2 where gate and up are read side by side, in one pass over the activations.
+    ``columns``: how many are multiplied before the next block of weights; sums wait in memory for
+    the next such slice. 0: all. ``panel``: how many blocks a slice of the activations meets before
+    the next slice; 0: all of a part.
+    """
+
+    product: ExpertLayout
+    row_block: int
+    streams: int = 1
+    columns: int = 0
+    panel: int = 1
+
+    @property
+    def groups(self) -> int:
+        """Vectors of 16 rows of weights that are multiplied at once."""
+        return self.streams * self.product.groups
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a stream."""
+        return self.product.blocks // self.streams
+
+    @property
+    def slices(self) -> int:
+        """Slices of columns."""
+        return -(-self.product.columns // self.columns) if self.columns else 1
+
+    @property
+    def slice_bytes(self) -> int:
+        """Bytes of a block that belong to a slice."""
+        product = self.product
+        if product.scale_groups:
+            return self.columns // GROUP * product.group_bytes
+        return self.columns // product.lane_columns * product.step_bytes
+
+    def offset(self, group: int) -> int:
+        """Return how far from the first vector of a step a group's is, in bytes."""
+        stream, inner = divmod(group, self.product.groups)
+        return stream * self.product.half_blocks * self.product.block_bytes + inner * VECTOR
+
+    def row_offset(self, group: int) -> int:
+        """Return the same in rows of weights: where a group's sums lie in a row of sums."""
+        stream, inner = divmod(group, self.product.groups)
+        return stream * self.product.half_rows + inner * ROWS
+
+
+@dataclass(frozen=True)
 class Plan:
     """Sizes of one kernel.
 
-    ``products``: the weights in the order of use. ``activation``: how activations are stored, a
-    key of `ACTIVATION_BYTES`. ``row_block``: the most rows of an expert that are multiplied at
-    once. ``order``: ``expert`` reads an expert once for all its rows, ``pair`` once for each.
-    ``parts``: into how many an expert's rows of weights are cut, for threads. ``prefetch``: how
-    many bytes ahead of a stream are fetched. ``next_block``: whether tiles that are not the only
-    one of a block fetch the next block instead.
+    ``stages``: the products in the order of use. ``activation``: how activations are stored, a
+    key of `ACTIVATION_BYTES`. ``order``: ``expert`` reads an expert once for all its rows, ``pair``
+    once for each. ``parts``: into how many an expert's rows of weights are cut, for threads.
+    ``prefetch``: how many bytes ahead of a stream are fetched. ``next_block``: whether tiles that
+    are not the only one of a block fetch the next block instead.
     """
 
     tokens: int
     top_k: int
     experts: int
     threads: int
-    products: tuple[ExpertLayout, ...]
+    stages: tuple[Stage, ...]
     activation: str
-    row_block: int
     order: str
     parts: int
     prefetch: int
@@ -53,13 +102,23 @@ class Plan:
     scratch: int = 0
 
     @property
+    def products(self) -> tuple[ExpertLayout, ...]:
+        """The weights in the order of use."""
+        return tuple(stage.product for stage in self.stages)
+
+    @property
+    def row_block(self) -> int:
+        """The most rows of an expert that are multiplied at once."""
+        return max(stage.row_block for stage in self.stages)
+
+    @property
     def pairs(self) -> int:
         """Pairs of the bucket."""
         return self.tokens * self.top_k
 
     @property
     def positions(self) -> int:
-        """Rows of activations: whole blocks of rows may be read behind the last one."""
+        """Rows of activations and sums: whole blocks may be read behind the last one."""
         return self.pairs + self.row_block
 
     @property
@@ -92,7 +151,7 @@ class Plan:
             totals=4 * self.positions * self.scale_groups,
             activations=self.positions * max(self.stride(p) for p in self.products),
             # Reading `up` by whole vectors goes beyond the last row.
-            sums=4 * (self.pairs * sums + self.width),
+            sums=4 * (self.positions * sums + self.width),
         )
 
 
@@ -130,6 +189,10 @@ class Memory:
         """Return where an element of an area lies in its buffer."""
         size = 1 if area == "activations" else 4
         return T.cast(index, "int64") + self.starts[area] // size
+
+    def sums_at(self, product: ExpertLayout, position: Expr) -> Expr:
+        """Return where a position's row of sums starts."""
+        return self.at("sums", T.cast(position, "int64") * product.padded_rows)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 from wattune.ops.quantize import SMALLEST_ABSMAX
 from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.grouped_gemm.layout import INT8_OFFSET, ExpertLayout
-from wattune.schedules.cpu.grouped_gemm.plan import ACTIVATION_BYTES, Lists, Memory, Plan
+from wattune.schedules.cpu.grouped_gemm.plan import ACTIVATION_BYTES, Lists, Memory, Plan, Stage
 
 Expr = Any
 Buffer = Any
@@ -61,23 +61,21 @@ class RowMaker:
         with T.serial(padded - columns) as i:
             vector.store(self.memory.wide, [wide + columns + i], T.float32(0))
 
-    def activate(self, product: ExpertLayout, position: Expr, padded: int, worker: Expr) -> None:
-        """Emit the float32 row silu(gate) * up; a row of sums is gate, then up."""
-        wide, inner = self._wide(worker), product.rows // 2
-        sums = self.memory.sums
-        row = T.bind(self.sums_at(product, position))
+    def activate(self, stage: Stage, position: Expr, padded: int, worker: Expr) -> None:
+        """Emit the float32 row silu(gate) * up; a row of sums is gate, then up.
+
+        With gate and up side by side the row of gate is that product already.
+        """
+        wide, product = self._wide(worker), stage.product
+        sums, inner = self.memory.sums, product.rows // product.halves
+        row = T.bind(self.memory.sums_at(product, position))
         lane = math.integer(0, LANES) + T.ramp(T.int32(0), 1, LANES)
         with T.serial(padded // LANES) as i:
             # Beyond the columns what is read belongs to the row, to the next one or to the slack.
-            gate = T.bind(sums.vload([row + i * LANES], F32))
-            up = T.bind(sums.vload([row + i * LANES + inner], F32))
-            power = T.bind(math.real(-math.LOG2_E, LANES) * gate)
-            # exp2 takes what is not positive: sigmoid(x) = e / (1 + e) with e = 2^-|x log2 e|.
-            size = T.bind(T.Select(power > math.real(0.0, LANES), -power, power))
-            e = math.exp2(size, LANES)
-            one = math.real(1.0, LANES)
-            top = T.Select(power > math.real(0.0, LANES), e, one)
-            value = gate * (top / (one + e)) * up
+            value = T.bind(sums.vload([row + i * LANES], F32))
+            if stage.streams == 1:
+                up = T.bind(sums.vload([row + i * LANES + product.half_rows], F32))
+                value = gated(value, up)
             kept = T.broadcast(inner - i * LANES, LANES) > lane
             vector.store(
                 self.memory.wide,
@@ -177,7 +175,7 @@ class RowMaker:
         def add(pair: Expr) -> None:
             position = T.bind(self.lists.load("position", pair))
             with T.If(position >= 0), T.Then():
-                place = T.bind(self.sums_at(product, position) + at)
+                place = T.bind(self.memory.sums_at(product, position) + at)
                 for v in range(vectors):
                     value = self.memory.sums.vload([place + v * LANES], F32)
                     if shares is not None:
@@ -191,10 +189,6 @@ class RowMaker:
             with T.serial(self.plan.top_k) as j:
                 add(first + j)
         return sums
-
-    def sums_at(self, product: ExpertLayout, position: Expr) -> Expr:
-        """Return where a position's row of sums starts."""
-        return self.memory.at("sums", T.cast(position, "int64") * product.padded_rows)
 
     def activation_at(self, product: ExpertLayout, position: Expr) -> Expr:
         """Return where a position's row of activations starts, in bytes."""
@@ -218,6 +212,17 @@ class RowMaker:
             return value
         bits = math.nearest_bf16(T.bind(value), lanes)
         return T.cast(T.shift_right(bits, math.integer(16, lanes)), math.kind("uint16", lanes))
+
+
+def gated(gate: Expr, up: Expr) -> Expr:
+    """Return silu(gate) * up; both are bound."""
+    power = T.bind(math.real(-math.LOG2_E, LANES) * gate)
+    # exp2 takes what is not positive: sigmoid(x) = e / (1 + e) with e = 2^-|x log2 e|.
+    size = T.bind(T.Select(power > math.real(0.0, LANES), -power, power))
+    e = math.exp2(size, LANES)
+    one = math.real(1.0, LANES)
+    top = T.Select(power > math.real(0.0, LANES), e, one)
+    return gate * (top / (one + e)) * up
 
 
 def _each(value: int, kind: str) -> Expr:

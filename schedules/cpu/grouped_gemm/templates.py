@@ -64,6 +64,7 @@ class Amx(Wide):
     """Tiles, where experts have several rows."""
 
     registers: ClassVar[int] = MOST_SUMS
+    least_rows: ClassVar[int] = TILE_ROWS
     next_block: ClassVar[tuple[bool, ...]] = (False,)
 
     def engine(self, problem: Any, target: Target) -> Engine | None:

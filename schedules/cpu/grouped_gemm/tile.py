@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import math, vector
-from wattune.schedules.cpu.grouped_gemm.layout import VECTOR, ExpertLayout
-from wattune.schedules.cpu.grouped_gemm.plan import Memory, Plan
+from wattune.schedules.cpu.grouped_gemm.layout import ExpertLayout
+from wattune.schedules.cpu.grouped_gemm.plan import Memory, Plan, Stage
 from wattune.schedules.cpu.vector import Registers
 
 Expr = Any
@@ -44,35 +44,70 @@ class Ahead:
     def fetch(self, tile: Tile, at: Expr, group: int) -> None:
         """Emit the prefetch beside the load of a step's vector."""
         if self.shift is not None:
-            offset = T.shift_right(at - tile.base, self.shift)
-            place = tile.base + self.distance + offset + group * VECTOR
+            offset = T.shift_right(at - tile.start, self.shift)
+            place = tile.start + self.distance + offset + tile.stage.offset(group)
             vector.prefetch(tile.weights, place, level=2)
         elif self.distance:
-            vector.prefetch(tile.weights, at + group * VECTOR + self.distance)
+            vector.prefetch(tile.weights, at + tile.stage.offset(group) + self.distance)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One of several slices of ``columns`` columns."""
+
+    columns: int
+    index: Expr
+    last: Expr
 
 
 @dataclass(frozen=True)
 class Tile:
     """Where one product of ``rows`` rows finds its operands.
 
-    ``base`` is the byte of the block in ``weights``; ``first`` the position of the first row,
-    ``worker`` the thread; ``ahead`` what is fetched early.
+    ``block`` is its number, ``base`` its byte in ``weights`` and ``start`` that of the ``slice``,
+    if there are several. ``first`` is the position of the first row, ``worker`` the thread;
+    ``ahead`` what is fetched early.
     """
 
     plan: Plan
-    product: ExpertLayout
+    stage: Stage
     memory: Memory
     weights: Buffer
+    block: Expr
     base: Expr
+    start: Expr
+    slice: Slice | None
     first: Expr
     rows: int
     worker: Expr
     ahead: Ahead
 
     @property
+    def product(self) -> ExpertLayout:
+        """The weights."""
+        return self.stage.product
+
+    @property
     def groups(self) -> int:
         """Vectors of 16 rows of weights beside each other."""
-        return self.product.groups
+        return self.stage.groups
+
+    def span(self, units: int, columns: int) -> tuple[Expr, Expr]:
+        """Return the first of the units of ``columns`` that are multiplied, and how many."""
+        if self.slice is None:
+            return 0, units
+        each = self.slice.columns // columns
+        first = T.bind(T.cast(self.slice.index, "int64") * each)
+        return first, T.min(T.int64(each), units - first)
+
+    def sums_at(self, row: Expr, group: int) -> Expr:
+        """Return where the sums of a row and a group lie in memory."""
+        start = self.memory.sums_at(self.product, self.first + row)
+        return start + self.block * self.product.block_rows + self.stage.row_offset(group)
+
+    def before(self, row: Expr, group: int) -> Expr:
+        """Load what `Engine.emit` left of the slices before, as float32."""
+        return self.memory.sums.vload([self.sums_at(row, group)], F32)
 
     def row_starts(self) -> list[Expr]:
         """Bind where each row of activations starts, in bytes."""
@@ -87,22 +122,45 @@ class Tile:
     def zeros(self, dtype: str) -> Registers:
         """Return all sums, zero."""
         sums = Registers(self.rows * self.groups, dtype)
+        self._clear(sums, dtype)
+        return sums
+
+    def begin(self, dtype: str) -> Registers:
+        """Return all sums as the slices before left them."""
+        if self.slice is None:
+            return self.zeros(dtype)
+        sums = Registers(self.rows * self.groups, dtype)
+        with T.If(self.slice.index == 0):
+            with T.Then():
+                self._clear(sums, dtype)
+            with T.Else():
+                for row in range(self.rows):
+                    for group in range(self.groups):
+                        value = T.reinterpret(f"{dtype}x{LANES}", self.before(row, group))
+                        sums.store(self.slot(row, group), value)
+        return sums
+
+    def _clear(self, sums: Registers, dtype: str) -> None:
         zero = math.integer(0, LANES) if dtype == "int32" else math.real(0.0, LANES)
         for at in range(0, self.rows * self.groups * LANES, LANES):
             sums.store(at, zero)
-        return sums
 
     def load(self, at: Expr) -> list[Expr]:
         """Bind the vectors of a step at a byte, and ask for those that come later."""
         found = []
         for group in range(self.groups):
             self.ahead.fetch(self, at, group)
-            found.append(T.bind(vector.load_bytes(self.weights, at + group * VECTOR)))
+            found.append(T.bind(vector.load_bytes(self.weights, at + self.stage.offset(group))))
         return found
+
+    def fetch(self, at: Expr) -> None:
+        """Ask for what comes as much later as after the vectors of a step: no line is left out."""
+        for group in range(self.groups):
+            self.ahead.fetch(self, at, group)
 
     def floats(self, at: Expr, group: int) -> Expr:
         """Load 16 float32 of the stream."""
-        return vector.load_as(self.weights, at + group * VECTOR, "float32", LANES)
+        return vector.load_as(self.weights, at + self.stage.offset(group), "float32", LANES)
 
     def scale(self, row: Expr) -> Expr:
         """Return the scale of a row of activations in every lane."""
@@ -113,22 +171,29 @@ class Tile:
         at = T.cast(self.first + row, "int64") * self.plan.scale_groups + group
         return vector.splat(self.memory.totals[self.memory.at("totals", at)])
 
-    def steps(self, count: int, emit: Callable[[Expr], None]) -> None:
-        """Emit ``count`` steps, unrolled as planned."""
-        unroll = min(self.plan.unroll, count)
-        with T.serial(count // unroll) as i:
-            first = T.bind(T.cast(i, "int64") * unroll)
+    def steps(self, first: Expr, count: Expr, emit: Callable[[Expr], None]) -> None:
+        """Emit ``count`` steps from ``first`` on, unrolled as planned."""
+        fixed = isinstance(count, int)
+        unroll = min(self.plan.unroll, count) if fixed else self.plan.unroll
+        whole = count // unroll if fixed else T.truncdiv(count, T.int64(unroll))
+        with T.serial(whole) as i:
+            start = T.bind(T.cast(i, "int64") * unroll + first)
             for step in range(unroll):
-                emit(first + step)
-        for step in range(count // unroll * unroll, count):
-            emit(T.int64(step))
+                emit(start + step)
+        if fixed:
+            for step in range(whole * unroll, count):
+                emit(T.bind(first + T.int64(step)))
+        elif unroll > 1:
+            with T.serial(count - whole * unroll) as i:
+                emit(T.bind(T.cast(i, "int64") + first + whole * unroll))
 
 
 class Engine(ABC):
     """How the weights of one format meet activations on one instruction set."""
 
-    # How activations are stored, a key of `ACTIVATION_BYTES`.
+    # How activations are stored, a key of `ACTIVATION_BYTES`; what `emit` sums in.
     activation: ClassVar[str]
+    sums: ClassVar[str] = "float32"
 
     def row_sizes(self, most: int) -> tuple[int, ...]:
         """Return the numbers of rows that tiles are made for: powers of two, and the most."""
@@ -148,4 +213,9 @@ class Engine(ABC):
 
     @abstractmethod
     def emit(self, tile: Tile) -> Callable[[int, int], Expr]:
-        """Emit the product; return what gives the float32 sums of a row and a group."""
+        """Emit the product of a slice; return what gives the sums of a row and a group."""
+
+    def finish(self, tile: Tile, value: Expr, row: int, group: int) -> Expr:
+        """Return the float32 of a row and a group when all slices are summed."""
+        del tile, row, group
+        return value
