@@ -102,9 +102,11 @@ def exp2(x: Expr, lanes: int) -> Expr:
 
     NaN gives NaN.
     """
-    whole, less_one = _exp2_parts(x, _EXP2, lanes)
-    found = T.bind(vector.multiply_add(whole, less_one, whole))
-    return T.bind(T.Select(x < real(_LEAST, lanes), real(0.0, lanes), found))
+    found, rounded = _exp2_fraction(x, lanes)
+    exponent = T.shift_left(as_integer(rounded, lanes), integer(_MANTISSA, lanes))
+    whole = T.bind(as_real(exponent + integer(_ONE_BITS, lanes), lanes))
+    # A product, not a sum of bits: NaN stays NaN. Where x is too small nothing else is right.
+    return T.bind(T.Select(x < real(_LEAST, lanes), real(0.0, lanes), found * whole))
 
 
 def exp2_between(x: Expr, lanes: int) -> Expr:
@@ -112,13 +114,22 @@ def exp2_between(x: Expr, lanes: int) -> Expr:
 
     Fewer operations than `exp2`: the exponent is added to the bits. NaN may give anything.
     """
+    found, rounded = _exp2_fraction(x, lanes)
+    exponent = T.shift_left(as_integer(rounded, lanes), integer(_MANTISSA, lanes))
+    return T.bind(as_real(as_integer(found, lanes) + exponent, lanes))
+
+
+def _exp2_fraction(x: Expr, lanes: int) -> tuple[Expr, Expr]:
+    """Return 2^f of x = r + f, r the nearest integer, and a number whose low bits are r.
+
+    For -126 <= x <= 126; others give anything, NaN gives NaN.
+    """
     # A fused sum, as TVM takes (x + c) - c for x.
     rounded = T.bind(x + real(_ROUNDER, lanes))
     n = vector.multiply_add(rounded, real(1.0, lanes), real(-_ROUNDER, lanes))
     f = T.bind(x - T.bind(n))
     found = T.bind(vector.multiply_add(_polynomial(_EXP2, f, lanes), f, real(1.0, lanes)))
-    exponent = T.shift_left(as_integer(rounded, lanes), integer(_MANTISSA, lanes))
-    return T.bind(as_real(as_integer(found, lanes) + exponent, lanes))
+    return found, rounded
 
 
 def _exp2_parts(x: Expr, coefficients: Sequence[float], lanes: int) -> tuple[Expr, Expr]:
