@@ -21,7 +21,7 @@ from tvm.script import tirx as T
 from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.lanes import INFINITY, Lanes
 from wattune.schedules.cpu.selection.select_rows import Row
-from wattune.schedules.cpu.selection.select_search import UNROLL, Search
+from wattune.schedules.cpu.selection.select_search import UNROLL, Search, magnitude, number
 from wattune.schedules.cpu.tasks import ceildiv
 
 Expr = Any
@@ -138,7 +138,7 @@ class Best:
 
         The bounds of these rows become the least scores that are kept.
         """
-        self.search.clear()
+        self.search.clear(magnitude)
         with T.serial(count) as row, T.If(self._too_long(row)), T.Then():
             start = T.bind(self.base(row) + self.get("passed", row))
             size, most = self.get("size", row), self.get("most", row)
@@ -156,7 +156,7 @@ class Best:
 
     def _bound(self, scores: Buffer, count: Expr) -> None:
         """Emit higher bounds, from scores that stand for all of a row."""
-        self.search.clear()
+        self.search.clear(number)
         with T.serial(count) as row:
             every = self._row(scores, row)
             part, most = every.part(every.first, self.chunk), self.get("most", row)

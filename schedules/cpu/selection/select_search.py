@@ -5,6 +5,9 @@
         for list: reaching = how many of its scores reach middle
         lead = reaching - n;  lead >= 0: low = middle;  else: high = middle - 1, lag = -lead
 
+Where scores are the best ones already, their number falls about exponentially with the bound: its
+`magnitude` is interpolated instead, about its logarithm, in a fourth less steps.
+
 An end that stays twice in a row weighs half as much (the Illinois rule): a handful of steps for
 most lists. Three steps in a row that do not halve the interval are followed by one to the middle
 of the integers that order like floats, so that any list ends. A step is a chain of some twenty
@@ -13,16 +16,18 @@ dependent instructions and a count: lists one after the other would wait for eac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.schedules.cpu import vector
+from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.lanes import INFINITY, Lanes, disordered, ordered
 from wattune.schedules.cpu.tasks import ceildiv
 
 Expr = Any
 Buffer = Any
+Scale = Callable[[Expr, int], Expr]
 
 _WIDEST = 0xFFFFFFFF
 # The fewest lists' lanes of a vector.
@@ -36,6 +41,19 @@ _STATE = ("low", "high", "above", "most", "slack", "vectors", "side", "slow")
 _INTEGERS = (*_STATE, "counted", "middle", "reaching")
 _FLOATS = ("lead", "lag", "bound")
 _LOW, _HIGH = 1, 2
+# The bits of 1.0.
+_ONE = 0x3F800000
+
+
+def number(count: Expr, lanes: int) -> Expr:
+    """Return a count as a float."""
+    return T.bind(T.cast(count, math.kind("float32", lanes)))
+
+
+def magnitude(count: Expr, lanes: int) -> Expr:
+    """Return a multiple of about log2 of a count above 0: the bits of the float it is."""
+    bits = math.as_integer(number(count, lanes), lanes)
+    return number(T.bind(bits - math.integer(_ONE, lanes)), lanes)
 
 
 class Search:
@@ -44,14 +62,16 @@ class Search:
     def __init__(self, values: Buffer, lanes: Lanes, count: int) -> None:
         """Declare the state."""
         self.values, self.lanes = values, lanes
+        self._scale: Scale = number
         self.state = state = Lanes(max(count, _LEAST))
         self._held = {name: vector.array(state.count, "int32") for name in _INTEGERS}
         self._held.update({name: vector.array(state.count, "float32") for name in _FLOATS})
         self._before = vector.array(state.count, "uint32")
         self._starts = vector.array(state.count, "int64")
 
-    def clear(self) -> None:
-        """Emit that nothing is searched."""
+    def clear(self, scale: Scale) -> None:
+        """Emit that nothing is searched; what is, is found by interpolating scaled counts."""
+        self._scale = scale
         for name in ("low", "high", "vectors", "side", "slow"):
             self._store(name, self.state.each_int(0))
 
@@ -71,7 +91,8 @@ class Search:
         enough = size - most <= slack
         entries = {"low": low, "high": T.Select(enough, low, high), "above": T.int32(0)}
         entries.update(most=most, slack=slack, vectors=ceildiv(vectors, UNROLL) * UNROLL)
-        entries.update(lead=T.cast(size - most, "float32"), lag=T.cast(most, "float32"))
+        wanted = self._scale(most, 1)
+        entries.update(lead=self._scale(size, 1) - wanted, lag=wanted)
         for name, value in entries.items():
             vector.store(self._held[name], [which], value)
         vector.store(self._starts, [which], start)
@@ -138,8 +159,9 @@ class Search:
         state = self.state
         low, high, middle = (self._load(name) for name in ("low", "high", "middle"))
         reaching, side = self._load("reaching"), self._load("side")
-        excess, zero = T.bind(reaching - self._load("most")), state.each_int(0)
-        distance = T.bind(T.cast(excess, state.f32))
+        most, zero = self._load("most"), state.each_int(0)
+        excess = T.bind(reaching - most)
+        distance = T.bind(self._scale(reaching, state.count) - self._scale(most, state.count))
 
         def raised() -> Expr:
             return T.bitwise_and(low < high, excess >= zero)
