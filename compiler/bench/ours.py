@@ -18,7 +18,8 @@ from wattune.ops.operator import Array
 class Ours(Case):
     """A kernel of an exported library; the outputs are given, so that nothing is allocated.
 
-    The packed weight and the states rotate: they are what a step of decoding finds in memory.
+    Packed data, every array of them, and the states rotate: they are what a step of decoding finds
+    in memory.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -58,10 +59,8 @@ class Ours(Case):
         others = (*self.inputs.values(), *self.out.values())
         share = operator(setup.problem.operator).packed_share(setup.problem)
         self.moved = int(share * packed.nbytes) + sum(array.nbytes for array in others)
-        # The weights rotate; a scale is a few bytes.
-        weight = max(packed.data, key=lambda name: packed.data[name].nbytes)
-        views = rotate({weight: packed.data[weight]}, setup.footprint, self.moved)
-        return [([dataclasses.replace(packed, data={**packed.data, **v})], {}) for v in views]
+        views = rotate(packed.data, setup.footprint, self.moved)
+        return [([dataclasses.replace(packed, data=data)], {}) for data in views]
 
     def call(self, copy: int) -> object:
         """Call the kernel."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from wattune.compiler.bench.case import Setup
+from wattune.compiler.bench.data import draw, work_of
+from wattune.compiler.bench.ours import Ours
 from wattune.compiler.library import load
 from wattune.compiler.library.package import compile
 from wattune.errors import ArgumentError
@@ -21,11 +23,16 @@ PROBLEM = FusedMoe(8, 6, 3, 40, 24)
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("experts") / "k.so"
     buckets = [FusedMoe(tokens, 6, 3, 40, 24) for tokens in (1, 8)]
     compile(buckets, Target.native(threads=1)).export(path)
-    yield load(path).fused_moe
+    return path
+
+
+@pytest.fixture(scope="module")
+def kernels(library: Path) -> Any:
+    return load(library).fused_moe
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +128,15 @@ def test_torch_packs_and_calls(kernels: Any, inputs: dict[str, Array], packed: A
     got = kernels(tensor("hidden_states"), again, tensor("topk_weights"), tensor("topk_ids"))
     assert got.dtype == torch.bfloat16
     close(got.float().numpy(), OPERATOR.reference(PROBLEM, inputs)["out"])
+
+
+@pytest.mark.parametrize("footprint", [0, 1 << 20])
+def test_benchmarks_rotate_both_weights(library: Path, footprint: int) -> None:
+    data = draw(PROBLEM, 0)
+    moved = work_of(PROBLEM, 0).bytes
+    case = Ours(Setup(PROBLEM, data.inputs, data.expected, moved, 1, footprint, str(library)))
+    assert case.error() <= case.tolerance
+    assert (case.copies > 1) == (footprint > 0)
+    for name in ("w1", "w2"):
+        places = {packed.data[name].ctypes.data for (packed,), _ in case.sets}
+        assert len(places) == case.copies

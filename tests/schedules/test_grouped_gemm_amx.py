@@ -12,6 +12,7 @@ from tests.schedules.kernels import assert_matches, run_kernel
 
 from wattune.ops import FusedMoe, GroupedGemm, operator
 from wattune.schedules.cpu.grouped_gemm import TEMPLATES
+from wattune.schedules.space import Value
 from wattune.schedules.target import Target
 from wattune.schedules.template import default_candidate, layout_of, templates_for
 
@@ -64,7 +65,7 @@ def test_slices_and_gate_beside_up(problem: Any) -> None:
     op, template = operator("fused_moe"), TEMPLATE["fused_moe"]
     space = template.space(problem, TILED)
     inputs = op.verification_inputs(problem, np.random.default_rng(problem.tokens))
-    whole = {"groups": 2, "row_block": 32, "columns": 0, "gate_up": "separate"}
+    whole: dict[str, Value] = {"groups": 2, "row_block": 32, "columns": 0, "gate_up": "separate"}
     found = [
         run_kernel(problem, TILED, template, values, inputs, rewrite=emulate)
         for knobs in (whole, {**whole, "columns": 256, "panel": 4, "gate_up": "fused"})
