@@ -4,8 +4,12 @@
     for expert, range:            count becomes where the range's first pair goes; blocks named
     for range of pairs, at once:  sorted[count[range, expert]++] = pair
 
-Few pairs touch few experts: of these alone counts are set to zero, and a bit for each says where to
-look for them.
+Where pairs are few, no expert is looked at: its block is how many experts before it have pairs, the
+bits below its own in a row of bits. This holds while no expert has more pairs than a block.
+
+    for pair:                     count[expert] += 1; seen |= bit of the expert
+    for pair, the last first:     block = bits below the expert's
+                                  sorted[block * size + --count[expert]] = pair
 
 A thread counts several ranges side by side: increments of one counter wait for each other. Pairs of
 no expert here are counted behind the last one, whose place is none.
@@ -30,8 +34,8 @@ from wattune.schedules.program import Tensors
 Expr = Any
 Buffer = Any
 
-# Experts for each pair, from which on counters of all would take longer than the pairs.
-_SPARSE = 4
+# Pairs for each expert, up to which counting bits for each takes less time than all experts.
+_FEW = 2
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,12 @@ class Kernel:
             # Offsets are wanted of every expert.
             self._many(tensors, pairs)
             return
-        with bits.functions(), T.If(pairs * _SPARSE <= self.problem.experts):
-            with T.Then():
-                self._few(tensors, pairs)
-            with T.Else():
-                self._many(tensors, pairs)
+        sorted_yet = vector.array(1, "int32")
+        vector.store(sorted_yet, [0], T.int32(0))
+        with bits.functions(), T.If(pairs <= _FEW * self.problem.experts), T.Then():
+            self._few(tensors, pairs, sorted_yet)
+        with T.If(sorted_yet[0] == 0), T.Then():
+            self._many(tensors, pairs)
 
     def _many(self, tensors: Tensors, pairs: Expr) -> None:
         """Sort by counters of every expert: on one thread where pairs are not too many."""
@@ -82,47 +87,55 @@ class Kernel:
             with T.Else():
                 self._sort(tensors, pairs, self.threads)
 
-    def _few(self, tensors: Tensors, pairs: Expr) -> None:
-        """Sort by counters of the experts that have pairs."""
-        ids, counters = flat(tensors["topk_ids"]), self._counters(tensors)
-        experts, sorted_ids = self.problem.experts, tensors["sorted_token_ids"]
-        self._fill(sorted_ids, T.int32(0), 1, tensors.sizes[SLOTS], pairs)
-
-        def each(emit: Callable[[Expr, Expr], None]) -> None:
-            with T.serial(pairs) as pair:
-                expert = self._expert(tensors, T.bind(ids[T.cast(pair, "int64")]))
-                emit(pair, T.bind(expert))
-
-        each(lambda pair, expert: vector.store(counters, [expert], T.int32(0)))
-        seen = vector.array(experts // bits.WORD + 1, "int64")
-        with T.serial(experts // bits.WORD + 1) as i:
+    def _few(self, tensors: Tensors, pairs: Expr, done: Buffer) -> None:
+        """Sort by the ranks of experts; leave ``done`` 0 where one has more pairs than a block."""
+        counters, experts = self._counters(tensors), self.problem.experts
+        with T.serial(self.row) as i:
+            vector.store(counters, [i], T.int32(0))
+        words = experts // bits.WORD + 1
+        seen, most = vector.array(words, "int64"), vector.array(1, "int32")
+        with T.serial(words) as i:
             vector.store(seen, [i], T.int64(0))
+        vector.store(most, [0], T.int32(0))
+        ids = flat(tensors["topk_ids"])
+        with T.serial(pairs) as pair:
+            expert = self._expert(tensors, T.bind(ids[T.cast(pair, "int64")]))
+            count = T.bind(counters[expert] + 1)
+            vector.store(counters, [expert], count)
+            with T.If(expert < experts), T.Then():
+                word, bit = _place(expert)
+                vector.store(seen, [word], T.bitwise_or(seen[word], bit))
+                vector.store(most, [0], T.max(most[0], count))
+        with T.If(most[0] <= self.problem.block_size), T.Then():
+            self._rank(tensors, pairs, counters, seen)
+            vector.store(done, [0], T.int32(1))
 
-        def count(pair: Expr, expert: Expr) -> None:
-            vector.store(counters, [expert], counters[expert] + 1)
-            word = T.bind(T.truncdiv(expert, bits.WORD))
-            bit = T.shift_left(T.int64(1), T.cast(T.truncmod(expert, bits.WORD), "int64"))
-            vector.store(seen, [word], T.bitwise_or(seen[word], bit))
-
-        each(count)
-        blocks = Blocks(self.problem, tensors)
-        # The last one stands for pairs of no expert here.
-        at = experts // bits.WORD
-        none = T.shift_left(T.int64(1), T.int64(experts % bits.WORD))
-        vector.store(seen, [at], T.bitwise_and(seen[at], T.bitwise_not(none)))
-        word = vector.array(1, "int64")
-        with T.serial(experts // bits.WORD + 1) as i:
-            vector.store(word, [0], seen[i])
-            with T.While(word[0] != T.int64(0)):
-                expert = T.bind(bits.first_bit(word[0]) + i * bits.WORD)
-                start, total = T.bind(blocks.at[0]), T.bind(counters[expert])
-                vector.store(counters, [expert], start)
-                vector.store(blocks.at, [0], start + total)
-                blocks.close(expert)
-                vector.store(word, [0], T.bitwise_and(word[0], word[0] - T.int64(1)))
-        vector.store(counters, [experts], T.int32(-1))
-        blocks.finish()
-        each(lambda pair, expert: self._put(sorted_ids, counters, pair, expert))
+    def _rank(self, tensors: Tensors, pairs: Expr, counters: Buffer, seen: Buffer) -> None:
+        """Put pairs, the last first, into the block of their expert."""
+        experts, size = self.problem.experts, self.problem.block_size
+        ids, blocks = flat(tensors["topk_ids"]), tensors["expert_ids"]
+        sorted_ids = tensors["sorted_token_ids"]
+        self._fill(sorted_ids, T.int32(0), 1, tensors.sizes[SLOTS], pairs)
+        words = experts // bits.WORD + 1
+        before, total = vector.array(words, "int32"), vector.array(1, "int32")
+        vector.store(total, [0], T.int32(0))
+        with T.serial(words) as i:
+            vector.store(before, [i], total[0])
+            vector.store(total, [0], total[0] + bits.count_bits(seen[i]))
+        with T.serial(pairs) as step:
+            pair = T.bind(pairs - 1 - step)
+            expert = self._expert(tensors, T.bind(ids[T.cast(pair, "int64")]))
+            with T.If(expert < experts), T.Then():
+                word, bit = _place(expert)
+                lower = bits.count_bits(T.bitwise_and(seen[word], bit - T.int64(1)))
+                block = T.bind(before[word] + lower)
+                slot = T.bind(counters[expert] - 1)
+                vector.store(counters, [expert], slot)
+                vector.store(sorted_ids, [block * size + slot], pair)
+                vector.store(blocks, [block], expert)
+        vector.store(tensors["num_tokens_post_padded"], [0], total[0] * size)
+        with T.serial(tensors.sizes[BLOCKS] - T.cast(total[0], "int64")) as i:
+            vector.store(blocks, [i + T.cast(total[0], "int64")], T.int32(0))
 
     @staticmethod
     def _put(sorted_ids: Buffer, counters: Buffer, pair: Expr, at: Expr) -> None:
@@ -225,6 +238,13 @@ class Kernel:
             vector.store(tensors["expert_offsets"], [problem.experts], at[0])
             return
         blocks.finish()
+
+
+def _place(expert: Expr) -> tuple[Expr, Expr]:
+    """Bind the word of an expert's bit, and the bit."""
+    word = T.bind(T.shift_right(expert, T.int32(bits.WORD.bit_length() - 1)))
+    at = T.cast(T.bitwise_and(expert, T.int32(bits.WORD - 1)), "int64")
+    return word, T.bind(T.shift_left(T.int64(1), at))
 
 
 class Blocks:

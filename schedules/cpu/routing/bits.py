@@ -20,6 +20,12 @@ define linkonce_odr i32 @wattune_first_bit(i64 %word) alwaysinline {
   %r = trunc i64 %at to i32
   ret i32 %r
 }
+declare i64 @llvm.ctpop.i64(i64)
+define linkonce_odr i32 @wattune_count_bits(i64 %word) alwaysinline {
+  %count = call i64 @llvm.ctpop.i64(i64 %word)
+  %r = trunc i64 %count to i32
+  ret i32 %r
+}
 """
 # Kernels of different lanes are linked into one library.
 _COMPARISON = """
@@ -33,7 +39,7 @@ define linkonce_odr i64 @wattune_{name}_{n}(<{n} x float> %a, <{n} x float> %b) 
 
 
 def functions(lanes: int = 0) -> Any:
-    """Return the frame in which `first_bit` and comparisons of ``lanes`` are known; 0: of none."""
+    """Return the frame in which these and comparisons of ``lanes`` are known; 0: of none."""
     comparisons = (_COMPARISON.format(name=name, n=lanes) for name in ("oge", "ogt") if lanes)
     return T.attr(T.int32(0), "pragma_import_llvm", _FUNCTIONS + "".join(comparisons))
 
@@ -56,3 +62,8 @@ def _compared(name: str, values: Expr, bound: Expr) -> Expr:
 def first_bit(word: Expr) -> Expr:
     """Return the position of the lowest bit that is set; there must be one."""
     return T.call_pure_extern("int32", "wattune_first_bit", word)
+
+
+def count_bits(word: Expr) -> Expr:
+    """Return how many bits are set."""
+    return T.call_pure_extern("int32", "wattune_count_bits", word)
