@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -46,6 +47,11 @@ CASES: tuple[tuple[DecodeAttention, Schedules], ...] = (
 )
 # Bytes of shared memory that an instruction of a warp moves: 16 a lane.
 SHARED_BYTES = 512
+# What a column of wgmma reads there for each of the four warps: 16 values by one of them.
+GROUP_BYTES = 2 * 16 // 4
+# Products of 16 x 8 x 16 in a clock by wgmma, of which mma.sync reaches 0.6.
+GROUP_MATRIX = 1.0
+_GROUP = re.compile(r"HGMMA\.64x(\d+)x16")
 # Warps that an SM lets go on in a clock.
 ISSUED = 4
 
@@ -56,12 +62,13 @@ def unit_clocks(counts: Mapping[str, int], arch: str) -> dict[str, float]:
     assert rates is not None
     found = sass.mix(counts)
     shared = found.get("LDSM", 0) + found.get("LDGSTS", 0)
+    columns = sum(int(n) * counts[c] for c in counts for n in _GROUP.findall(c))
     return {
         "issue": found[sass.TOTAL] / ISSUED,
-        "matrix": found.get("HMMA", 0) / rates.matrix,
+        "matrix": found.get("HMMA", 0) / rates.matrix + columns / 8 / GROUP_MATRIX,
         "special": found.get("MUFU.EX2", 0) / rates.special,
         "shuffle": found.get("SHFL", 0) / rates.shuffle,
-        "shared": shared * SHARED_BYTES / rates.l1,
+        "shared": (shared * SHARED_BYTES + columns * GROUP_BYTES) / rates.l1,
     }
 
 
@@ -73,8 +80,8 @@ def row_of(problem: DecodeAttention, arch: str, knobs: dict[str, Value]) -> dict
     template.space(problem, target).check(values)
     text = device_source(template.lower(problem, target, values), target).text
     image = compile_image(text, [arch])
-    loop = sass.main_loops(image.data, "HMMA")["attend"]
     plan, rates = plan_of(problem, target, values), gpu_rates(arch)
+    loop = sass.main_loops(image.data, "HGMMA" if plan.grouped else "HMMA")["attend"]
     assert rates is not None
     moved = 2 * plan.block_keys * (problem.head_dim + problem.value_dim)
     # Each of the blocks that share an item's keys asks for them; memory is read once.

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,9 @@ _ENTRY = re.compile(r"Compiling entry function '(\w+?)(?:_kernel)?' for '(\w+)'"
 _USED = re.compile(r"Used (\d+) registers")
 _STATIC_SHARED = re.compile(r"(\d+) bytes smem")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+# "(C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to ..." and
+# its like: they come before the kernel they are about.
+_SERIALIZED = re.compile(r"\(C75\d\d\).*function '(\w+?)(?:_kernel)?'")
 
 
 class DeviceCompiler(Protocol):
@@ -47,13 +51,17 @@ class DeviceCompiler(Protocol):
 
 @dataclass(frozen=True)
 class KernelUsage:
-    """What a thread of one kernel uses: registers; bytes of stack, spills and static shared."""
+    """What a thread of one kernel uses: registers; bytes of stack, spills and static shared.
+
+    ``serialized``: how often the assembler says that it waits between products of warpgroups.
+    """
 
     registers: int
     stack: int
     spill_stores: int
     spill_loads: int
     shared: int
+    serialized: int = 0
 
 
 NOTHING_KNOWN = KernelUsage(0, 0, 0, 0, 0)
@@ -115,6 +123,7 @@ def usage_of(report: str) -> dict[tuple[str, str], KernelUsage]:
     """Read what ``ptxas -v`` prints."""
     found: dict[tuple[str, str], KernelUsage] = {}
     key, stack = ("", ""), (0, 0, 0)
+    serialized = Counter(_SERIALIZED.findall(report))
     for line in report.splitlines():
         if match := _ENTRY.search(line):
             key, stack = (match[1], match[2]), (0, 0, 0)
@@ -122,5 +131,6 @@ def usage_of(report: str) -> dict[tuple[str, str], KernelUsage]:
             stack = (int(match[1]), int(match[2]), int(match[3]))
         elif (match := _USED.search(line)) and key[0]:
             shared = _STATIC_SHARED.search(line)
-            found[key] = KernelUsage(int(match[1]), *stack, int(shared[1]) if shared else 0)
+            static = int(shared[1]) if shared else 0
+            found[key] = KernelUsage(int(match[1]), *stack, static, serialized[key[0]])
     return found

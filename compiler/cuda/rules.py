@@ -28,13 +28,16 @@ def refusal(facts: Facts) -> str:
 
     Spills: what a thread keeps in memory moves through the caches at every use, and the same
     schedule with smaller tiles or a higher cap is in the space. They count by where they are: in
-    a loop, or once at a kernel's ends. No room: the launch would fail.
+    a loop, or once at a kernel's ends. Products of warpgroups that the assembler does not let
+    overlap with anything: as for spills, others are in the space. No room: the launch would fail.
     """
     for kernel in kernels_of(facts):
         found = {fact: int(facts.get(f"{kernel}.{fact}", 0)) for fact in _FACTS}
         spilled = found["spill_stores"] + found["spill_loads"]
         if spilled and (where := _matters(facts, kernel, spilled)):
             return f"kernel {kernel} spills: {spilled} bytes of loads and stores a thread{where}"
+        if times := int(facts.get(f"{kernel}.serialized", 0)):
+            return f"kernel {kernel} waits between products of warpgroups, in {times} places"
         if facts.get(f"{kernel}.blocks_per_sm") == 0:
             shared = found["shared"] + found["dynamic_shared"]
             return (

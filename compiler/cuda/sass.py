@@ -43,7 +43,7 @@ TOTAL = "instructions"
 _SECTION = re.compile(r"^\.text\.(\w+?)(?:_kernel)?:", re.MULTILINE)
 # An address, perhaps a predicate, the opcode.
 _LINE = re.compile(
-    r"^\s*/\*[0-9a-f]{4,}\*/\s+\{?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", re.MULTILINE
+    r"^\s*/\*[0-9a-f]{4,}\*/\s+\{?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.x]+)", re.MULTILINE
 )
 # The end of a kernel is filled with these.
 _FILLING = ("NOP",)

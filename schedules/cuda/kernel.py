@@ -49,11 +49,11 @@ class Shared:
     count: int
 
     @classmethod
-    def of(cls, count: int) -> Shared:
+    def of(cls, count: int, alignment: int = 128) -> Shared:
         """Declare ``count`` bytes; the launch gives as many."""
         from tvm.script import tirx as T
 
-        area = T.alloc_buffer((count,), "uint8", scope="shared.dyn", align=128)
+        area = T.alloc_buffer((count,), "uint8", scope="shared.dyn", align=alignment)
         return cls(area.data, count)
 
     def view(self, start: int, count: int, dtype: str) -> Buffer:

@@ -102,6 +102,22 @@ def test_two_architectures_are_a_fat_binary(cache: Path) -> None:
     assert {arch for _, arch in usage_of(report)} == {"sm_80", "sm_90a"}
 
 
+def test_products_that_the_assembler_serializes() -> None:
+    remarks = """
+ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized \
+due to insufficient register resources for the wgmma pipeline in the function 'attend_kernel'
+ptxas info    : (C7517) warpgroup.wait is injected in around line 1826 by compiler to allow use \
+of registers defined by GMMA in function 'attend_kernel'
+ptxas info    : Compiling entry function 'combine_kernel' for 'sm_90a'
+ptxas info    : Used 26 registers, used 0 barriers
+ptxas info    : Compiling entry function 'attend_kernel' for 'sm_90a'
+ptxas info    : Used 170 registers, used 16 barriers
+""".replace("\\\n", "")
+    usage = usage_of(remarks)
+    assert usage["attend", "sm_90a"].serialized == 2
+    assert usage["combine", "sm_90a"].serialized == 0
+
+
 def test_nvrtc_makes_the_same_code() -> None:
     compiler, other = Nvrtc.find(), Nvcc.find()
     if compiler is None or other is None:
@@ -272,6 +288,9 @@ def test_what_is_not_measured() -> None:
     assert refusal(read) == words + "4.0% of what it executes"
     assert refusal({**read, "a.local_share": 0.01}) == ""
     full = {"a.blocks_per_sm": 0.0, "a.shared": 8.0, "a.dynamic_shared": 232448.0}
+    assert refusal({**fine, "a.serialized": 2.0}) == (
+        "kernel a waits between products of warpgroups, in 2 places"
+    )
     assert refusal({**fine, **full}) == (
         "kernel a fits on no SM: blocks of 128 threads with 90 registers each and 232456 bytes of "
         "shared memory"

@@ -13,6 +13,8 @@ from wattune.schedules.template import BlockUse, Counts
 _SOFTMAX, _EXPONENTIALS = 32, 4
 # Those of an exponential without ex2.
 _POLYNOMIAL = 10
+# Warps of a warpgroup read its operands once; its products take so much of the time of warps'.
+_GROUP, _GROUP_TIME = 4, 0.6
 # Shuffles of a lane's two rows of a tile for each doubling of lanes that share them; matrices of 16
 # keys and 8 rows that are turned over.
 _REDUCED, _TURNED = 2, 2
@@ -29,6 +31,7 @@ def counts(plan: Plan, registers: int, room: int) -> Counts:
     width = problem.head_dim + problem.value_dim
     # Tiles that some warp multiplies, and those that some team loads.
     warps, loads = blocks * tiles * plan.row_warps, blocks * tiles
+    readers, slower = (_GROUP, _GROUP_TIME) if plan.grouped else (1, 1.0)
     parts = plan.keys // KEYS * (plan.rows // ROWS)
     steps = width // KEYS
     splits = plan.splits if plan.listed else min(plan.splits, -(-seen // max(1, plan.split_keys)))
@@ -48,10 +51,10 @@ def counts(plan: Plan, registers: int, room: int) -> Counts:
         bytes={
             "memory": float(op.work(problem).bytes),
             "l2": loads * tile_bytes + kept,
-            "l1": loads * tile_bytes + warps * (tile_bytes + again),
+            "l1": loads * tile_bytes + warps * (tile_bytes / readers + again),
         },
         operations={
-            "matrix": float(warps * parts * steps),
+            "matrix": warps * parts * steps * slower,
             "shuffle": float(warps * shuffles),
             "alu": float(warps * alu + loads * 4 * copies),
             "special": float(warps * (special - replaced + rows)),

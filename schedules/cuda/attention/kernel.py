@@ -40,7 +40,7 @@ class Attend:
     def emit(self, block: Block) -> None:
         """Emit the kernel; blocks of splits that an item does not have end at once."""
         plan = self.plan
-        self.shared = Shared.of(plan.shared.bytes)
+        self.shared = Shared.of(plan.shared.bytes, 1024 if plan.grouped else 128)
         if plan.dependent and plan.splits > 1 and plan.combine == "kernel":
             ptx.let_next_start()
         if plan.grid:

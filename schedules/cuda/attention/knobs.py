@@ -9,7 +9,7 @@ from typing import Any
 from wattune.ops import operator
 from wattune.schedules.areas import round_up
 from wattune.schedules.attention import Items
-from wattune.schedules.cuda.attention.plan import KEYS, ROWS, Plan, Shares
+from wattune.schedules.cuda.attention.plan import KEYS, ROWS, SLAB, Plan, Shares
 from wattune.schedules.cuda.attention.sides import LONG
 from wattune.schedules.space import Constraint, Knob, Value, Values
 from wattune.schedules.target import Target
@@ -23,6 +23,8 @@ RESERVED = 1024
 _WARPS = 16
 # Keys of a split below which merging costs more than it saves.
 LEAST_SPLIT = 256
+# What products of a warpgroup need.
+_GROUPED: dict[str, Value] = {"long_side": "warpgroup", "shape": "xor", "queries": "registers"}
 # The same for all targets, so that one's default is a schedule of another too.
 SPLITS: tuple[int, ...] = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), 40, 48, 56, 64)
 
@@ -30,6 +32,11 @@ SPLITS: tuple[int, ...] = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), 4
 def hopper(target: Target) -> bool:
     """Say whether the target has the copy engine and dependent launches."""
     return target.arch >= "sm_90"
+
+
+def warpgroups(problem: Any, target: Target) -> bool:
+    """Say whether the target multiplies by warpgroups, and rows are whole slabs."""
+    return target.arch == "sm_90a" and problem.head_dim % SLAB == problem.value_dim % SLAB == 0
 
 
 def plan_of(problem: Any, target: Target, values: Mapping[str, Value]) -> Plan:
@@ -86,13 +93,15 @@ def knobs(problem: Any, target: Target) -> tuple[Knob, ...]:
     values: dict[str, tuple[Value, ...]] = {
         "keys": (16, 32),
         "teams": (1, 2, 4, 8),
-        "row_warps": (1, 2, 4),
+        "row_warps": (1, 2, 4, 8),
         "rows": (8, 16, 32),
         "stages": (2, 3, 4, 6, 8),
         "copies": ("async", "bulk") if hopper(target) else ("async",),
         "shape": ("pad", "xor") if whole else ("pad",),
         "queries": ("registers", "shared"),
-        "long_side": ("keys", "rows"),
+        "long_side": ("keys", "rows", "warpgroup")
+        if warpgroups(problem, target)
+        else ("keys", "rows"),
         "roles": ("alike", "producer") if hopper(target) else ("alike",),
         "polynomial": (0, 1, 2),
         "persistent": (False, True),
@@ -122,6 +131,7 @@ def _possible(
         {"teams": teams, "row_warps": warps} for teams, warps in ((2, 1), (1, 2), (1, 4))
     ]
     shapes += [{**shapes[0], "rows": LONG}, {**shapes[0], "copies": "bulk"}]
+    shapes += [{"teams": 1, "row_warps": 8}, {**shapes[2], "rows": LONG, **_GROUPED}]
 
     def fits(value: Value) -> bool:
         return any(all(r.holds({**least, **s, name: value}) for r in rules) for s in shapes)
@@ -133,7 +143,7 @@ def _defaults(problem: Any, target: Target) -> dict[str, Value]:
     """Choose a schedule: rows as they come, two blocks an SM, enough splits for all SMs.
 
     16 rows a warp keep sums and queries in registers; more rows take more warps of a team, which
-    share its tiles. Of what shared memory allows, deep rings in two blocks keep the most bytes on
+    share its tiles, and multiply as warpgroups where they can. Of what shared memory allows, deep rings in two blocks keep the most bytes on
     their way: one block loads while the other merges.
     """
     rows = round_up(Items(problem).item_rows, ROWS)
@@ -161,8 +171,16 @@ def _defaults(problem: Any, target: Target) -> dict[str, Value]:
     if int(found["row_warps"]) > 1:
         found["teams"] = 2
         found["keys"] = 32
+    if warpgroups(problem, target) and rows > 3 * LONG:
+        # From there on four warps have rows, which otherwise read all keys each for itself.
+        wide = rows > 4 * LONG
+        shape = {"teams": 1 if wide else 2, "row_warps": 8 if wide else 4, "keys": 32}
+        grouped = {**found, **shape, **_GROUPED}
+        if registers_of(plan_of(problem, target, grouped)) <= MOST_REGISTERS:
+            found = grouped
     tiles = -(-problem.visible // plan_of(problem, target, found).block_keys)
-    for blocks, stages in ((2, 4), (2, 3), (1, 4), (2, 2), (1, 3), (1, 2)):
+    alone = 6 if found["teams"] == 1 else 4
+    for blocks, stages in ((2, 4), (2, 3), (1, alone), (1, 4), (2, 2), (1, 3), (1, 2)):
         # A window is over before a deep ring is full.
         found["stages"] = min(stages, max(2, tiles + 1))
         if room(plan_of(problem, target, found), target) >= blocks:
@@ -223,6 +241,18 @@ def constraints(problem: Any, target: Target) -> tuple[Constraint, ...]:
         Constraint(
             "the long side is full",
             lambda v: v["long_side"] == "keys" or int(v["rows"]) % LONG == 0,
+        ),
+        Constraint(
+            "a warpgroup has 16 rows a warp, held queries and swizzled tiles",
+            lambda v: (
+                v["long_side"] != "warpgroup"
+                or (
+                    int(v["row_warps"]) % 4 == 0
+                    and int(v["rows"]) == LONG
+                    and v["copies"] == "async"
+                    and all(v[name] == value for name, value in _GROUPED.items())
+                )
+            ),
         ),
         Constraint(
             "bulk copies fill padded rows",

@@ -15,6 +15,8 @@ CHUNK = 8
 # Rows and keys of a matrix product: S^T[16 keys, 8 rows], O^T[16 columns, 8 rows].
 ROWS = 8
 KEYS = 16
+# Columns of a slab: rows of 128 bytes, as a warpgroup's products read them.
+SLAB = 64
 # Floats added to a row of sums in shared memory, so that lanes' stores meet no bank twice.
 SUMS_PADDING = 4
 
@@ -123,7 +125,9 @@ class Plan(Shares):
     A team's ring holds ``stages`` tiles of ``keys`` keys. ``copies``: ``async`` (16 bytes a lane)
     or ``bulk`` (rows, by the copy engine). ``shape`` of rows in shared memory: ``pad`` by 16
     bytes, or ``xor`` chunks with the row's number. ``queries`` stay in ``registers`` or are read
-    again from ``shared`` memory. ``long_side`` of the products: ``keys`` or query ``rows``.
+    again from ``shared`` memory. ``long_side`` of the products: ``keys``, query ``rows``, or the
+    64 rows of a ``warpgroup``, whose four warps multiply as one: then slabs of 64 columns lie one
+    after the other.
     ``roles`` of warps: all ``alike``, or one more warp is the ``producer`` that has the copy engine
     fill the rings of all teams, which only multiply.
     """
@@ -149,7 +153,12 @@ class Plan(Shares):
     @property
     def side(self) -> Side:
         """Return which way round the products are."""
-        return ROWS_LONG if self.long_side == "rows" else KEYS_LONG
+        return KEYS_LONG if self.long_side == "keys" else ROWS_LONG
+
+    @property
+    def grouped(self) -> bool:
+        """Say whether warpgroups multiply, with operands from shared memory."""
+        return self.long_side == "warpgroup"
 
     @property
     def block_keys(self) -> int:

@@ -178,6 +178,45 @@ class RowsLong(Products):
                 self._multiply(tile, left, right[2 * half : 2 * half + 2])
 
 
+class Warpgroup(RowsLong):
+    """64 query rows in the long side, 16 a warp; keys and values are read once for all four.
+
+    Operands: queries and weights from registers, keys and values from slabs of the ring.
+    """
+
+    def scores(self, row: Expr) -> list[list[Any]]:
+        """Multiply all channels at once."""
+        found = self._accumulators(self.plan.keys // SHORT)
+        keys = T.bind(self.ring.k.descriptor(row))
+        ptx.group_begins()
+        for step in range(self.queries.steps):
+            upper, lower = self.queries.operands(step)
+            left = [upper[0], lower[0], upper[1], lower[1]]
+            right = keys + self.ring.k.further(0, 2 * step)
+            self._begin(found, left, right, adds=step > 0, turned=False)
+        ptx.group_ends()
+        return found
+
+    def add(self, row: Expr, weights: list[list[Any]], shrink: Any) -> None:
+        """Multiply all columns at once."""
+        operands = self._operands(weights)
+        self._shrink(self.sums, shrink)
+        values = T.bind(self.ring.v.descriptor(row))
+        ptx.group_begins()
+        for number, (left,) in enumerate(operands):
+            right = values + self.ring.v.further(number * KEYS, 0)
+            self._begin(self.sums, left, right, adds=True, turned=True)
+        ptx.group_ends()
+
+    def _begin(
+        self, total: list[list[Any]], left: list[Expr], right: Expr, adds: bool, turned: bool
+    ) -> None:
+        places = [tile[i] for (tile,) in total for i in range(4)]
+        dtype = self.plan.problem.dtype
+        ptx.multiply_add_group(places, left, right, dtype, adds=adds, turned=turned)
+
+
 def products_of(plan: Plan, place: Place[Plan], ring: Ring, queries: Queries) -> Products:
     """Return the products that the schedule asks for."""
-    return (RowsLong if plan.side.long_rows else KeysLong)(plan, place, ring, queries)
+    kinds = {"keys": KeysLong, "rows": RowsLong, "warpgroup": Warpgroup}
+    return kinds[plan.long_side](plan, place, ring, queries)

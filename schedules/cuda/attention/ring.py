@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.attention.place import Place
-from wattune.schedules.cuda.attention.plan import CHUNK, Plan
+from wattune.schedules.cuda.attention.plan import CHUNK, SLAB, Plan
 from wattune.schedules.cuda.kernel import Shared
 
 Expr = Any
@@ -22,24 +22,43 @@ class Slots:
     """Rows of ``width`` elements in shared memory, ``keys`` of them a slot.
 
     Matrices are loaded 8 rows at a time, 16 bytes of each: `Plan.shape` puts these in different
-    banks.
+    banks. ``rows`` are those of all slots.
     """
 
     plan: Plan
     buffer: Buffer
+    rows: int
     width: int
 
     @classmethod
     def of(cls, plan: Plan, shared: Shared, name: str, rows: int, width: int) -> Slots:
         """Return the rows of an area."""
         stride = plan.stride(width)
-        return cls(plan, shared.view(plan.shared.starts[name], rows * stride, "uint16"), width)
+        buffer = shared.view(plan.shared.starts[name], rows * stride, "uint16")
+        return cls(plan, buffer, rows, width)
 
     def pointer(self, row: Expr, chunk: Expr, low: Expr) -> Expr:
         """Return the pointer to 8 elements of a row, ``low`` being the row's last three bits."""
         if self.plan.shape == "xor":
             chunk = T.bitwise_xor(chunk, low)
+        if self.plan.grouped:
+            return self.buffer.ptr_to([self._in_slab(row, chunk)])
         return self.buffer.ptr_to([row * self.plan.stride(self.width) + chunk * CHUNK])
+
+    def _in_slab(self, row: Expr, chunk: Expr) -> Expr:
+        """Return where a chunk of a row is when all rows of a slab come before the next slab."""
+        chunks = SLAB // CHUNK
+        slab = T.truncdiv(chunk, chunks) * self.rows + row
+        return slab * SLAB + T.truncmod(chunk, chunks) * CHUNK
+
+    def descriptor(self, row: Expr) -> Expr:
+        """Describe the slabs to a warpgroup's products, from a row on, a multiple of 8."""
+        return ptx.slab_descriptor(self.buffer.ptr_to([row * SLAB]), 2 * self.rows * SLAB)
+
+    def further(self, row: int, chunk: int) -> Expr:
+        """Return what is added to the descriptor for rows and chunks further on."""
+        chunks = SLAB // CHUNK
+        return T.uint32((chunk // chunks * self.rows + row) * chunks + chunk % chunks)
 
 
 class Ring(ABC):
@@ -141,6 +160,9 @@ class Async(Ring):
     def wait(self, slot: Expr, parity: Expr) -> None:
         """Wait for all groups but those of the tiles behind."""
         ptx.copies_wait(self.plan.stages - 2)
+        if self.plan.grouped:
+            # Tensor cores read what threads have copied.
+            ptx.stores_end()
 
     def end(self) -> None:
         """Wait for groups that hold nothing."""

@@ -121,13 +121,17 @@ INSTRUCTIONS: tuple[tuple[str, str], ...] = (
         r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.(f16|bf16)\.(?:f16|bf16)",
         "ptx::wgmma<#2, $1>(%*)",
     ),
+    (r"wgmma\.fence\.sync\.aligned", "emu::wgmma_fence()"),
+    (r"wgmma\.commit_group\.sync\.aligned", "emu::wgmma_commit()"),
+    (r"wgmma\.wait_group\.sync\.aligned", "emu::wgmma_wait(%0)"),
+    (r"fence\.proxy\.async(?:\.\S+)?", "emu::fence_async()"),
     (rf"mbarrier\.init{_MBAR}", "ptx::mbarrier_init(%*)"),
     (rf"mbarrier\.inval{_MBAR}", "ptx::mbarrier_inval(%*)"),
     (rf"mbarrier\.arrive\.expect_tx{_MBAR}", "ptx::mbarrier_arrive_expect(%*)"),
     (rf"mbarrier\.expect_tx{_MBAR}", "ptx::mbarrier_expect(%*)"),
     (rf"mbarrier\.arrive{_MBAR}", "ptx::mbarrier_arrive(%*)"),
     (rf"mbarrier\.(?:try|test)_wait(?:\.parity)?{_MBAR}", "ptx::mbarrier_try(%*)"),
-    # Barriers, fences, hints; only barriers do something.
+    # Barriers, fences, hints; only barriers do something, and fences above.
     (
         r"bar\.sync|barrier\.sync(?:\.aligned)?|barrier\.cta\.sync(?:\.aligned)?",
         "ptx::bar_sync(%*)",
@@ -139,7 +143,7 @@ INSTRUCTIONS: tuple[tuple[str, str], ...] = (
     (r"bar\.warp\.sync", "__syncwarp(%0)"),
     (r"griddepcontrol\.wait", "emu::waited_for_grid = true"),
     (
-        r"griddepcontrol\.launch_dependents|setmaxnreg\..*|wgmma\.(?:fence|commit_group|wait_group)\..*|fence\..*|membar\..*|prefetch.*"
+        r"griddepcontrol\.launch_dependents|setmaxnreg\..*|fence\..*|membar\..*|prefetch.*"
         r"|cp\.async\.bulk\.prefetch.*",
         "(void)0",
     ),

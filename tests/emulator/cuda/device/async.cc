@@ -3,6 +3,7 @@
 #include <map>
 
 #include "memory.h"
+#include "warpgroup.h"
 
 namespace emu {
 namespace {
@@ -30,6 +31,12 @@ void land(std::vector<Copy> *copies) {
     memset(c.to + c.valid, 0, c.bytes - c.valid);
   }
   copies->clear();
+}
+
+// Copies of this thread, which products see behind a fence only.
+void land_own(std::vector<Copy> *copies) {
+  for (const Copy &c : *copies) copied_by_thread(c.to, c.bytes);
+  land(copies);
 }
 
 Mbarrier &mbarrier(uint32_t at) {
@@ -80,14 +87,14 @@ void copy_commit() {
 
 void copy_wait(unsigned groups_left) {
   while (self->groups.size() > groups_left) {
-    land(&self->groups.front());
+    land_own(&self->groups.front());
     self->groups.pop_front();
   }
 }
 
 void copy_wait_all() {
   copy_wait(0);
-  land(&self->open);
+  land_own(&self->open);
 }
 
 void mbarrier_init(uint32_t at, uint32_t count) {

@@ -13,6 +13,7 @@
 #include "tensor.h"
 #include "threads.h"
 #include "warp.h"
+#include "warpgroup.h"
 
 namespace ptx {
 
@@ -201,19 +202,32 @@ inline void tensor_load(Shared to, Global map, Rest... rest) {
   const int values[] = {(int)rest...};
   emu::copy_tensor(rank, to, map, values, (uint32_t)values[rank]);
 }
-// Operands: accumulators, two descriptors, whether to accumulate, scales and transpositions.
+// Operands: accumulators, four registers or a descriptor of A, a descriptor of B, whether to
+// accumulate, two scales, transpositions of what is in shared memory.
 template <emu::Element KIND, int N, class... All>
 inline void wgmma(All &&...all) {
+  constexpr bool registers = sizeof...(All) == N / 2 + 9;
+  constexpr int a = N / 2, b = a + (registers ? 4 : 1);
   auto every = std::tie(all...);
+  emu::Product p = {};
+  p.kind = KIND, p.columns = N, p.a_in_registers = registers;
   [&]<size_t... i>(std::index_sequence<i...>) {
-    float d[] = {as<float>(std::get<i>(every))...};
-    int one = (int)std::get<N / 2 + 3>(every), other = (int)std::get<N / 2 + 4>(every);
-    int flips = (int)std::get<N / 2 + 5>(every) | (int)std::get<N / 2 + 6>(every);
-    if (one != 1 || other != 1 || flips) emu::fail("wgmma: this form is not emulated");
-    emu::wgmma(KIND, N, d, std::get<N / 2>(every), std::get<N / 2 + 1>(every),
-               (bool)std::get<N / 2 + 2>(every));
-    (put(std::get<i>(every), d[i]), ...);
+    static_assert(((sizeof(std::get<i>(every)) == 4) && ...), "accumulators are of 32 bits");
+    ((p.d[i] = (float *)&std::get<i>(every)), ...);
   }(std::make_index_sequence<N / 2>());
+  if constexpr (registers) {
+    p.a[0] = as<uint32_t>(std::get<a>(every)), p.a[1] = as<uint32_t>(std::get<a + 1>(every));
+    p.a[2] = as<uint32_t>(std::get<a + 2>(every)), p.a[3] = as<uint32_t>(std::get<a + 3>(every));
+  } else {
+    p.a_at = std::get<a>(every);
+    p.a_turned = (bool)std::get<b + 4>(every);
+  }
+  p.b_at = std::get<b>(every);
+  p.accumulates = (bool)std::get<b + 1>(every);
+  p.b_turned = (bool)std::get<sizeof...(All) - 1>(every);
+  if ((int)std::get<b + 2>(every) != 1 || (int)std::get<b + 3>(every) != 1)
+    emu::fail("wgmma: scales other than 1 are not emulated");
+  emu::wgmma(p);
 }
 
 // Barriers and warps.

@@ -7,7 +7,7 @@
 namespace emu {
 namespace {
 
-constexpr int kRanks = 5, kRows = 64, kDepth = 16, kMaxColumns = 256;
+constexpr int kRanks = 5;
 
 struct TensorMap {
   char *base;
@@ -21,42 +21,6 @@ static_assert(sizeof(TensorMap) <= sizeof(CUtensorMap), "a tensor map has 128 by
 uint32_t swizzled(uint32_t address, int mode) {
   uint32_t rows = mode ? (1u << mode) - 1 : 0;
   return address ^ (address >> 7 & rows) << 4;
-}
-
-struct Product {
-  Element kind;
-  int columns;
-  uint64_t a, b;
-  bool accumulates;
-};
-
-float operand(Element kind, uint64_t descriptor, int row, int k) {
-  static const int modes[] = {0, 3, 2, 1};
-  int mode = modes[descriptor >> 62];
-  if (!mode) fail("wgmma: operands without swizzle are not emulated");
-  uint32_t rows8 = (uint32_t)(descriptor >> 32 & 0x3fff) * 16, width = 16u << mode;
-  uint32_t address = (uint32_t)(descriptor & 0x3fff) * 16 + row / 8 * rows8 + row % 8 * width + k * 2;
-  uint16_t code;
-  memcpy(&code, shared_pointer(swizzled(address, mode), 2, 2, "wgmma"), 2);
-  return kind == kF16 ? Half::to(code) : Bfloat::to(code);
-}
-
-void multiply(const void *const *ins, void *const *outs) {
-  const auto &p = *(const Product *)ins[0];
-  static float a[kRows][kDepth], b[kMaxColumns][kDepth];
-  for (int k = 0; k < kDepth; ++k) {
-    for (int r = 0; r < kRows; ++r) a[r][k] = operand(p.kind, p.a, r, k);
-    for (int c = 0; c < p.columns; ++c) b[c][k] = operand(p.kind, p.b, c, k);
-  }
-  for (int t = 0; t < kWarpgroup; ++t) {
-    auto *d = (float *)outs[t];
-    for (int i = 0; i < p.columns / 2; ++i) {
-      int row = t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + t % 4 * 2 + i % 2;
-      float sum = p.accumulates ? d[i] : 0;
-      for (int k = 0; k < kDepth; ++k) sum += a[row][k] * b[column][k];
-      d[i] = sum;
-    }
-  }
 }
 
 }  // namespace
@@ -83,11 +47,6 @@ void copy_tensor(int rank, uint32_t to, const void *map, const int *at, uint32_t
     for (int i = 0; i < rank && ++index[i] == m.box[i]; ++i) index[i] = 0;
   }
   copy_late(std::move(copies), (long)count * m.bytes, mbarrier);
-}
-
-void wgmma(Element kind, int n, float *d, uint64_t a, uint64_t b, bool accumulates) {
-  Product in = {kind, n, a, b, accumulates};
-  meet_warpgroup("wgmma", &in, d, multiply);
 }
 
 }  // namespace emu

@@ -7,6 +7,7 @@
 
 #include "faults.h"
 #include "memory.h"
+#include "warpgroup.h"
 
 #ifndef __x86_64__
 #error "fibres are switched in x86-64 assembly"
@@ -68,6 +69,7 @@ void thread_main() {
   for (auto &group : self->groups)
     if (!group.empty()) fail("a thread leaves while a cp.async of it is under way");
   if (!self->open.empty()) fail("a thread leaves while a cp.async of it is under way");
+  if (const char *words = unfinished_products(*self)) fail("%s", words);
   leave();
   suspend();
   abort();
@@ -83,6 +85,11 @@ void prepare(Thread *t, unsigned number) {
   t->site = 0;
   t->open.clear();
   t->groups.clear();
+  t->begun = 0;
+  t->ordered = false;
+  t->begun_products.clear();
+  t->products.clear();
+  t->copied.clear();
   const dim3 &n = grid.threads;
   t->index = {number % n.x, number / n.x % n.y, number / n.x / n.y};
   t->stack_end = stacks + (number + 1) * kStack;
@@ -126,6 +133,7 @@ void run_block(bool backwards) {
   for (unsigned w = 0; w < num_warps; ++w) warps[w] = {0, (int)w};
   forget_meetings();
   forget_async();
+  forget_products();
   for (unsigned i = 0; i < num_threads; ++i) prepare(&threads[i], i);
   int patience = kPatience;
   while (alive) {
@@ -213,6 +221,7 @@ Status run(const Launch &launch, char *text, size_t size) {
     run_block((b & 1) != (unsigned)backwards);
     if (failure.status) break;
     if (const char *damage = shared_damage()) fail_after(kIllegalAddress, damage);
+    if (const char *words = unequal_products(threads, num_threads)) fail_after(kLaunchFailed, words);
   }
   if (!failure.status && launch.programmatic && !waited_for_grid)
     fail_after(kLaunchFailed, "launched to overlap, but no griddepcontrol.wait ran");

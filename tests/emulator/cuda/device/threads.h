@@ -27,6 +27,8 @@ struct Copy {
   int bytes, valid;
 };
 
+struct Product;
+
 struct Thread {
   void *stack_pointer;
   char *stack_end;
@@ -40,6 +42,13 @@ struct Thread {
   uint3 index;
   std::vector<Copy> open;  // copies of the group that is not committed
   std::deque<std::vector<Copy>> groups;
+  // wgmma: how many were begun, whether registers are in order before the next one, those of the
+  // group that is not committed, groups; what cp.async copied since the last fence.proxy.async.
+  int begun;
+  bool ordered;
+  std::vector<Product> begun_products;
+  std::deque<std::vector<Product>> products;
+  std::vector<uint32_t> copied;
 };
 
 struct Grid {
@@ -70,8 +79,14 @@ bool land_one();
 
 // What a new block starts without; what a thread that leaves stands in the way of no longer.
 void forget_async();
+void forget_products();
 void forget_meetings();
 void leave_meetings();
+
+// What a thread that leaves has left undone, or NULL.
+const char *unfinished_products(const Thread &thread);
+// The same of a block that is over.
+const char *unequal_products(const Thread *threads, unsigned count);
 
 using Entry = void (*)(void **arguments);
 struct Launch {
