@@ -36,14 +36,19 @@ Schedules = tuple[dict[str, Value], ...]
 
 # Rows by the copy engine, asked for by all warps or by one of its own; of Hopper alone.
 _BULK: Schedules = ({"copies": "bulk"}, {"copies": "bulk", "roles": "producer"})
+# Products of single warps, and blocks of two teams for 64 rows, where warpgroups are the default.
+_WARPS: dict[str, Value] = {"long_side": "rows", "shape": "pad"}
+_NARROW: dict[str, Value] = {"teams": 2, "row_warps": 4, "stages": 4}
 # Groups of 8 and 16 with one query token; MiMo-V2-Flash's global layers with 4 and 8: 64 and 128
 # rows.
-_MIMO: Schedules = ({"long_side": "keys"}, {}, {"polynomial": 2})
 CASES: tuple[tuple[DecodeAttention, Schedules], ...] = (
     (DecodeAttention(*ROWS, 64, 8, 128), ({}, {"polynomial": 2}, {"persistent": True}, *_BULK)),
     (DecodeAttention(*ROWS, 64, 4, 128), ({"long_side": "keys"}, {})),
-    (DecodeAttention(*ROWS, 64, 4, 192, value_dim=128, query_tokens=4), _MIMO),
-    (DecodeAttention(*ROWS, 64, 4, 192, value_dim=128, query_tokens=8), _MIMO),
+    (DecodeAttention(*ROWS, 64, 4, 192, value_dim=128, query_tokens=4), (_WARPS, {})),
+    (
+        DecodeAttention(*ROWS, 64, 4, 192, value_dim=128, query_tokens=8),
+        (_WARPS | _NARROW, _WARPS, _NARROW, {}),
+    ),
 )
 # Bytes of shared memory that an instruction of a warp moves: 16 a lane.
 SHARED_BYTES = 512
@@ -88,6 +93,7 @@ def row_of(problem: DecodeAttention, arch: str, knobs: dict[str, Value]) -> dict
     brought = moved / (rates.memory / target.cores / rates.clock) / plan.row_tiles
     # A producer has a loop of its own, which is short of products.
     clocks = {n: c * plan.teams * plan.row_warps for n, c in unit_clocks(loop, arch).items()}
+    clocks["l2"] = moved / rates.l2
     if plan.copies == "bulk":
         clocks["shared"] += moved / rates.l1
     shares = {name: round(count / brought, 3) for name, count in clocks.items()}

@@ -166,8 +166,8 @@ def _wrong(source: str) -> bool:
     a, b, v = draw(64, WIDTH), draw(KEYS, WIDTH), draw(KEYS, COLUMNS)
     out = np.zeros((64, COLUMNS), np.float32)
     launch(source, "products_kernel", [a, b, v, out], 1, THREADS, (b.size + v.size) * 2)
-    a, b, v = (x.astype(np.float32) for x in (a, b, v))
-    return not np.array_equal(out, a @ b.T @ v)
+    left, right, values = (x.astype(np.float32) for x in (a, b, v))
+    return not np.array_equal(out, left @ right.T @ values)
 
 
 def test_products_are_right() -> None:

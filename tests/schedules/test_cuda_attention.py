@@ -22,6 +22,9 @@ from wattune.schedules.target import Target
 # (sizes: batch, context, query heads, KV heads, head_dim), other fields, knobs.
 Case = tuple[tuple[int, int, int, int, int], dict[str, Any], dict[str, Any]]
 
+# 49 rows and more are a warpgroup's by default.
+WARPS = {"long_side": "rows", "shape": "pad"}
+
 GROUPS: tuple[Case, ...] = (
     ((3, 200, 2, 2, 64), {}, {}),
     ((3, 200, 4, 1, 128), {"return_lse": True}, {"splits": 2}),
@@ -53,7 +56,13 @@ SCHEDULES: tuple[Case, ...] = (
     (
         (2, 150, 16, 1, 64),
         {"query_tokens": 4, "return_lse": True},
-        {"rows": 32, "row_warps": 2, "queries": "shared", "copies": "bulk"},
+        {
+            **WARPS,
+            "rows": 32,
+            "row_warps": 2,
+            "queries": "shared",
+            "copies": "bulk",
+        },
     ),
     ((2, 150, 16, 1, 64), {"query_tokens": 3}, {"rows": 16, "row_warps": 2, "teams": 1}),
     ((2, 150, 8, 1, 64), {"query_tokens": 2}, {"rows": 8, "long_side": "keys", "stages": 6}),
@@ -72,7 +81,7 @@ PRODUCER: tuple[Case, ...] = (
     (
         (2, 150, 16, 1, 64),
         {"query_tokens": 4, "dtype": "float16"},
-        {"rows": 16, "row_warps": 4, "teams": 2, "keys": 32, "stages": 3},
+        {**WARPS, "rows": 16, "row_warps": 4, "teams": 2, "keys": 32, "stages": 3},
     ),
 )
 # On two SMs: blocks with several pieces; more requests than a warp has lanes.

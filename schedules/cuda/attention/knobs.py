@@ -25,6 +25,7 @@ _WARPS = 16
 LEAST_SPLIT = 256
 # What products of a warpgroup need.
 _GROUPED: dict[str, Value] = {"long_side": "warpgroup", "shape": "xor", "queries": "registers"}
+STAGES: tuple[int, ...] = (2, 3, 4, 6, 8)
 # The same for all targets, so that one's default is a schedule of another too.
 SPLITS: tuple[int, ...] = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), 40, 48, 56, 64)
 
@@ -95,7 +96,7 @@ def knobs(problem: Any, target: Target) -> tuple[Knob, ...]:
         "teams": (1, 2, 4, 8),
         "row_warps": (1, 2, 4, 8),
         "rows": (8, 16, 32),
-        "stages": (2, 3, 4, 6, 8),
+        "stages": STAGES,
         "copies": ("async", "bulk") if hopper(target) else ("async",),
         "shape": ("pad", "xor") if whole else ("pad",),
         "queries": ("registers", "shared"),
@@ -143,8 +144,8 @@ def _defaults(problem: Any, target: Target) -> dict[str, Value]:
     """Choose a schedule: rows as they come, two blocks an SM, enough splits for all SMs.
 
     16 rows a warp keep sums and queries in registers; more rows take more warps of a team, which
-    share its tiles, and multiply as warpgroups where they can. Of what shared memory allows, deep rings in two blocks keep the most bytes on
-    their way: one block loads while the other merges.
+    share its tiles, and multiply as warpgroups where they can. Of what shared memory allows, deep
+    rings in two blocks keep the most bytes on their way: one block loads while the other merges.
     """
     rows = round_up(Items(problem).item_rows, ROWS)
     found: dict[str, Value] = {
@@ -182,7 +183,7 @@ def _defaults(problem: Any, target: Target) -> dict[str, Value]:
     alone = 6 if found["teams"] == 1 else 4
     for blocks, stages in ((2, 4), (2, 3), (1, alone), (1, 4), (2, 2), (1, 3), (1, 2)):
         # A window is over before a deep ring is full.
-        found["stages"] = min(stages, max(2, tiles + 1))
+        found["stages"] = max(s for s in STAGES if s <= min(stages, max(2, tiles + 1)))
         if room(plan_of(problem, target, found), target) >= blocks:
             break
     plan = plan_of(problem, target, found)

@@ -19,6 +19,7 @@ lanes as scores, so that they are rescaled without a shuffle.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from tvm.script import tirx as T
@@ -218,5 +219,9 @@ class Warpgroup(RowsLong):
 
 def products_of(plan: Plan, place: Place[Plan], ring: Ring, queries: Queries) -> Products:
     """Return the products that the schedule asks for."""
-    kinds = {"keys": KeysLong, "rows": RowsLong, "warpgroup": Warpgroup}
+    kinds: dict[str, Callable[..., Products]] = {
+        "keys": KeysLong,
+        "rows": RowsLong,
+        "warpgroup": Warpgroup,
+    }
     return kinds[plan.long_side](plan, place, ring, queries)
