@@ -7,13 +7,12 @@ of an SM's units over those in which memory brings the loop's bytes, default sch
 |--:|--:|--:|--:|--:|--:|
 | 8 (group of 8) | 0.15 | 0.07 | 0.03 | 0.06 | 0.32 |
 | 16 (group of 16) | 0.20 | 0.13 | 0.05 | 0.05 | 0.32 |
-| 64 (group of 16, 4 tokens) | 0.43 | 0.54 | 0.15 | 0.10 | 0.81 |
+| 64 (group of 16, 4 tokens), warps of 16 rows | 0.43 | 0.54 | 0.15 | 0.10 | 0.81 |
+| 64, a warpgroup | 0.41 | 0.32 | 0.15 | 0.10 | 0.32 |
 
 So the exponentials never are the limit of 16-bit caches, and ``polynomial`` is 0 by default. Tensor
-cores fed by `wgmma`, which read a tile once for 64 rows instead of once a warp, would take 0.32 of
-shared memory's clocks in the last row; below 64 rows most of their 64 rows would be empty, and
-memory is the limit anyway. They are not built: what they gain begins where several tokens are
-verified for a group of 16.
+cores fed by `wgmma` read a tile once for 64 rows instead of once a warp; below 49 rows many of
+their 64 rows would be empty, and memory is the limit anyway.
 """
 
 from __future__ import annotations
