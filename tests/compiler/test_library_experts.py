@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ def test_wrong_ids_are_named(
     x, shares = inputs["hidden_states"][:1], inputs["topk_weights"][:1]
     with pytest.raises(ArgumentError, match=message):
         kernels(x, packed, shares, np.array([ids], np.int32))
+
+
+def test_packs_from_before_up_began_a_block_are_refused(
+    kernels: Any, inputs: dict[str, Array], packed: Any
+) -> None:
+    """Gate and up once followed each other within a block: often as many bytes, otherwise read."""
+    assert packed.layout.endswith(":halves=2")
+    old = dataclasses.replace(packed, layout=packed.layout.removesuffix(":halves=2"))
+    x, shares, ids = (inputs[n] for n in ("hidden_states", "topk_weights", "topk_ids"))
+    with pytest.raises(ArgumentError, match=f"packed data has layout {old.layout}, .*halves=2"):
+        kernels(x, old, shares, ids)
 
 
 def test_grouped_gemm_names_wrong_ids_too(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ PARTS = (1, 2, 4, 8, 16)
 COLUMNS = (0, 256, 512, 1024, 2048)
 PANELS = (1, 4, 16, 0)
 GATE_UP = ("separate", "fused")
+# The rows of gate and those of up, each from a block of its own on.
+HALVES = 2
 # Reading an expert once for each of its rows costs at most this much more.
 _REPEATED = 1.02
 
@@ -207,9 +209,13 @@ class FusedMoeTemplate(ExpertTemplate):
         """Return the weights of gate and up, and of down."""
         count, hidden, inner = problem.num_experts, problem.hidden_size, problem.intermediate_size
         return (
-            ExpertLayout(problem.format, count, 2 * inner, hidden, groups, halves=2),
+            ExpertLayout(problem.format, count, 2 * inner, hidden, groups, HALVES),
             ExpertLayout(problem.format, count, hidden, inner, groups),
         )
+
+    def layout(self, problem: Any, values: Mapping[str, Value]) -> Layout:
+        """The same, and that each half of `w1` begins with a block: packs once were otherwise."""
+        return Layout.make(problem.format, groups=values["groups"], halves=HALVES)
 
     def own_knobs(self) -> tuple[Knob, ...]:
         """Whether gate and up are made in one pass over the activations, side by side."""
