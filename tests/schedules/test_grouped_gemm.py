@@ -14,6 +14,7 @@ from wattune.errors import ScheduleError
 from wattune.ops import FusedMoe, GroupedGemm, operator
 from wattune.ops.experts import poison_untouched
 from wattune.schedules.cpu.grouped_gemm import TEMPLATES
+from wattune.schedules.cpu.grouped_gemm.base import GATE_UP
 from wattune.schedules.space import Values
 from wattune.schedules.target import Target
 from wattune.schedules.template import Template, templates_for
@@ -207,3 +208,20 @@ def test_counts_follow_the_routing() -> None:
             packed = share * (sizes["w1_bytes"] + sizes["w2_bytes"])
             assert packed <= counts.bytes["memory"] < 2 * packed
             assert counts.operations["dot"] > 0
+
+
+def test_gate_beside_up_leaves_the_counts_of_down() -> None:
+    """Half as many rows at once: gate and up are read twice as often, down is not."""
+    problem, target = FusedMoe(64, 8, 2, 512, 256), Target.native(1)
+    template = next(t for t in TEMPLATES if t.name == "fused_moe_avx512")
+    values = {**template.space(problem, target).default(), "groups": 1, "row_block": 4}
+    found = [template.counts(problem, target, {**values, "gate_up": g}) for g in GATE_UP]
+    separate, fused = found
+    assert separate.tiles["rows"] == 16
+    # 16 rows are 4 blocks, or 8; the activations are read once for both halves.
+    w1, w2 = 8 * 512 * 512 * 2, 8 * 512 * 256 * 2
+    read_less = 128 * 512 * 2 * 512 // 16 // 2
+    assert fused.bytes["l2"] - separate.bytes["l2"] == 4 * w1 - read_less
+    broadcasts = 16 * w1 / 16, 16 * w2 / 16
+    assert separate.bytes["l1"] == 4 * (w1 + w2) + sum(broadcasts)
+    assert fused.bytes["l1"] == 8 * w1 + 4 * w2 + broadcasts[0] / 2 + broadcasts[1]
