@@ -1,8 +1,10 @@
-"""What each knob of the experts' templates is worth: default schedules with one or two changed.
+"""What knobs of the experts' templates are worth: default schedules with one or more changed.
 
-All schedules of a token count are timed in turn, beside the peak of the unit of dot products; the
-layer is MiMo-V2-Flash's with as many experts as `--experts`, and weights come from memory. Writes a
-JSON file.
+The knobs are `next_block`, `columns` with `panel`, and `gate_up` with the groups and the rows at
+once that fit it; what the space of a token count does not hold is left out. All schedules of a
+token count are timed in turn, beside the peak of the unit of dot products; the layer is
+MiMo-V2-Flash's with as many experts as `--experts`, and weights come from memory. Writes a JSON
+file.
 
     python -m benchmarks.expert_knobs --format bf16 --tokens 128,512 --threads 1
 """
@@ -45,8 +47,8 @@ def build(problem: FusedMoe, target: Target, packed: dict[str, Any]) -> list[Tim
     space = template.space(problem, target)
     found: list[Timed] = []
     for change in CHANGES:
-        values = space.restrict(change).default()
-        if all(values != other.values for other in found):
+        values = {**space.default(), **change}
+        if space.contains(values) and all(values != other.values for other in found):
             call = Kernels(problem, target, packed, values).whole()
             found.append(Timed(problem, values, call))
     return found
@@ -64,6 +66,7 @@ def rows_of(timed: list[Timed], threads: int, gbps: float, peak: float) -> list[
                 "problem": one.problem.to_json(),
                 "mode": "cold",
                 "threads": threads,
+                "rounds": len(one.runs),
                 "implementation": " ".join(f"{k}={v}" for k, v in changed.items()) or "default",
                 "schedule": one.values,
                 "seconds": {"median": seconds, "min": min(one.runs)},

@@ -1,16 +1,19 @@
 """What top-k and alignment cost beside a kernel that does nothing.
 
-    python -m benchmarks.routing_calls [--folder KERNELS] [--compile]
+    python -m benchmarks.routing_calls [--folder KERNELS [--compile]]
 
 Kernels of MiMo-V2-Flash's router for one thread are called in a loop in C, 64 batches of tokens in
 turn. `empty` takes the arguments of the alignment, checks them as every kernel does and returns:
 what is left of the alignment's time is its work. Writes a dated file. With a folder, kernels are
-kept in it, and `--compile` only compiles them: compilers do not disturb what is timed later.
+kept in it by their source and target, and `--compile` only compiles them: compilers do not disturb
+what is timed later.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -52,7 +55,9 @@ class Timed:
         if empty:
             function = tensor_program(arguments, sizes, _nothing)
         name = "empty" if empty else problem.operator
-        path = folder / f"{name}-{problem.extents['tokens']}.so"
+        made_by = json.dumps([template.source_hash(), target.to_json()], sort_keys=True)
+        digest = hashlib.sha256(made_by.encode()).hexdigest()[:12]
+        path = folder / f"{name}-{problem.extents['tokens']}-{digest}.so"
         if not path.exists():
             module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
             tvm.tirx.build(module, tvm.target.Target(target.llvm())).export_library(str(path))
@@ -135,6 +140,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where kernels are kept")
     parser.add_argument("--compile", action="store_true", help="measure nothing")
     options = parser.parse_args()
+    if options.compile and not options.folder:
+        parser.error("--compile needs --folder, where the kernels are kept")
     target, rows = Target.native(threads=1), []
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
