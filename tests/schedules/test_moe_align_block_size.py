@@ -63,3 +63,16 @@ def test_lopsided_routing(case: str) -> None:
     template, values = values_of(problem, target)
     found = run_kernel(problem, target, template, values, {"topk_ids": ids})
     assert_matches(problem, found, OPERATOR.reference(problem, {"topk_ids": ids}))
+
+
+@pytest.mark.parametrize("count", [15, 16, 17])
+@pytest.mark.parametrize("expert", [0, 62, 63, 64])
+def test_few_pairs_up_to_a_block_of_one_expert(expert: int, count: int) -> None:
+    """One more does not fit its block: it would be taken for one of the next expert."""
+    problem = MoeAlignBlockSize(count + 3, 128, 1, block_size=16)
+    ids = np.full((count + 3, 1), expert, np.int32)
+    ids[[0, 5, count], 0] = expert + 1, 127, expert + 1
+    target = Target.native(1)
+    template, values = values_of(problem, target)
+    found = run_kernel(problem, target, template, values, {"topk_ids": ids})
+    assert_matches(problem, found, OPERATOR.reference(problem, {"topk_ids": ids}))

@@ -103,7 +103,8 @@ class Kernel:
             count = T.bind(counters[expert] + 1)
             vector.store(counters, [expert], count)
             with T.If(expert < experts), T.Then():
-                word, bit = _place(expert)
+                word, at = _place(expert)
+                bit = T.shift_left(T.int64(1), at)
                 vector.store(seen, [word], T.bitwise_or(seen[word], bit))
                 vector.store(most, [0], T.max(most[0], count))
         with T.If(most[0] <= self.problem.block_size), T.Then():
@@ -126,8 +127,9 @@ class Kernel:
             pair = T.bind(pairs - 1 - step)
             expert = self._expert(tensors, T.bind(ids[T.cast(pair, "int64")]))
             with T.If(expert < experts), T.Then():
-                word, bit = _place(expert)
-                lower = bits.count_bits(T.bitwise_and(seen[word], bit - T.int64(1)))
+                word, at = _place(expert)
+                below = T.bitwise_not(T.shift_left(T.int64(-1), at))
+                lower = bits.count_bits(T.bitwise_and(seen[word], below))
                 block = T.bind(before[word] + lower)
                 slot = T.bind(counters[expert] - 1)
                 vector.store(counters, [expert], slot)
@@ -241,10 +243,9 @@ class Kernel:
 
 
 def _place(expert: Expr) -> tuple[Expr, Expr]:
-    """Bind the word of an expert's bit, and the bit."""
+    """Bind the word of an expert's bit, and its place there."""
     word = T.bind(T.shift_right(expert, T.int32(bits.WORD.bit_length() - 1)))
-    at = T.cast(T.bitwise_and(expert, T.int32(bits.WORD - 1)), "int64")
-    return word, T.bind(T.shift_left(T.int64(1), at))
+    return word, T.bind(T.cast(T.bitwise_and(expert, T.int32(bits.WORD - 1)), "int64"))
 
 
 class Blocks:
