@@ -99,18 +99,18 @@ class Product:
         with T.serial(ceildiv(count, stage.row_block)) as chunk:
             done = T.bind(chunk * stage.row_block)
             tile = Tile(
-                self.plan,
-                stage,
-                self.memory,
-                self.weights,
-                block,
-                at,
-                start,
-                slice,
-                T.bind(first + done),
-                stage.row_block,
-                worker,
-                self._ahead(chunk, count),
+                plan=self.plan,
+                stage=stage,
+                memory=self.memory,
+                weights=self.weights,
+                block=block,
+                base=at,
+                start=start,
+                slice=slice,
+                first=T.bind(first + done),
+                rows=stage.row_block,
+                worker=worker,
+                ahead=self._ahead(chunk, count),
             )
             self._chunk(tile, T.bind(count - done))
 
