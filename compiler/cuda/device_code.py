@@ -32,8 +32,11 @@ _USED = re.compile(r"Used (\d+) registers")
 _STATIC_SHARED = re.compile(r"(\d+) bytes smem")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 # "(C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to ..." and
-# its like: they come before the kernel they are about.
-_SERIALIZED = re.compile(r"\(C75\d\d\).*function '(\w+?)(?:_kernel)?'")
+# its like: they come before the kernels of their architecture. Others of these numbers, about
+# setmaxnreg, say nothing of products.
+_SERIALIZED = re.compile(
+    r"\(C75\d\d\).*(?:gmma|warpgroup).*function '(\w+?)(?:_kernel)?'", re.IGNORECASE
+)
 
 
 class DeviceCompiler(Protocol):
@@ -122,15 +125,18 @@ def _write(path: Path, data: bytes) -> None:
 def usage_of(report: str) -> dict[tuple[str, str], KernelUsage]:
     """Read what ``ptxas -v`` prints."""
     found: dict[tuple[str, str], KernelUsage] = {}
-    key, stack = ("", ""), (0, 0, 0)
-    serialized = Counter(_SERIALIZED.findall(report))
+    key, stack, serialized = ("", ""), (0, 0, 0), 0
+    # Remarks by kernel whose architecture is not known yet: it is that of its next entry.
+    remarks: Counter[str] = Counter()
     for line in report.splitlines():
-        if match := _ENTRY.search(line):
-            key, stack = (match[1], match[2]), (0, 0, 0)
+        if match := _SERIALIZED.search(line):
+            remarks[match[1]] += 1
+        elif match := _ENTRY.search(line):
+            key, stack, serialized = (match[1], match[2]), (0, 0, 0), remarks.pop(match[1], 0)
         elif match := _STACK.search(line):
             stack = (int(match[1]), int(match[2]), int(match[3]))
         elif (match := _USED.search(line)) and key[0]:
             shared = _STATIC_SHARED.search(line)
             static = int(shared[1]) if shared else 0
-            found[key] = KernelUsage(int(match[1]), *stack, static, serialized[key[0]])
+            found[key] = KernelUsage(int(match[1]), *stack, static, serialized)
     return found

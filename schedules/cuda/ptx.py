@@ -94,7 +94,11 @@ def arrivals_end(barrier: Expr) -> None:
 
 
 def stores_end() -> None:
-    """Order this thread's stores to shared memory before later bulk copies (fence.proxy.async)."""
+    """Order this thread's stores to shared memory before later bulk copies (fence.proxy.async).
+
+    And before products of warpgroups, which read that memory too. What this thread has copied
+    (`copy`) and waited for is among its stores.
+    """
     _emit("fence.proxy.async.shared::cta")
 
 
@@ -228,6 +232,9 @@ def group_begins() -> None:
 
 def group_ends() -> None:
     """End a batch of the warpgroup's products, and wait for all (commit_group, wait_group)."""
+    # Nothing ties reads of the accumulators to the wait: that they follow it is left to the
+    # compiler. Where they do not, the assembler puts in a wait of its own and says so, and
+    # `compiler.cuda.rules` refuses the kernel.
     _emit("wgmma.commit_group.sync.aligned")
     _emit("wgmma.wait_group.sync.aligned", 0)
 

@@ -108,14 +108,46 @@ ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions
 due to insufficient register resources for the wgmma pipeline in the function 'attend_kernel'
 ptxas info    : (C7517) warpgroup.wait is injected in around line 1826 by compiler to allow use \
 of registers defined by GMMA in function 'attend_kernel'
+ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored to maintain minimum \
+register requirements in function 'combine_kernel'
 ptxas info    : Compiling entry function 'combine_kernel' for 'sm_90a'
 ptxas info    : Used 26 registers, used 0 barriers
 ptxas info    : Compiling entry function 'attend_kernel' for 'sm_90a'
 ptxas info    : Used 170 registers, used 16 barriers
-""".replace("\\\n", "")
+"""
     usage = usage_of(remarks)
     assert usage["attend", "sm_90a"].serialized == 2
     assert usage["combine", "sm_90a"].serialized == 0
+
+
+# Sums are touched between two products that are on their way.
+HASTY = """
+extern "C" __global__ void hasty_kernel(float *x, unsigned long long slab) {
+#if __CUDA_ARCH__ == 900
+  float d[4] = {0, 0, 0, 0};
+  for (int j = 0; j < 2; ++j) {
+    asm volatile("wgmma.fence.sync.aligned;");
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0,%1,%2,%3}, "
+                 "%4, %4, 1, 1, 1, 0, 0;"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(slab));
+    d[0] += x[j];
+  }
+  asm volatile("wgmma.commit_group.sync.aligned;");
+  asm volatile("wgmma.wait_group.sync.aligned 0;");
+  for (int i = 0; i < 4; ++i) x[i] = d[i];
+#endif
+}
+"""
+
+
+@pytest.mark.parametrize("archs", [["sm_80", "sm_90a"], ["sm_90a", "sm_80"]])
+def test_remarks_are_of_one_architecture(archs: list[str]) -> None:
+    compiler = Nvcc.find()
+    if compiler is None:
+        pytest.skip("needs nvcc")
+    usage = usage_of(compiler.compile(HASTY, archs, ["-std=c++17"])[1])
+    assert usage["hasty", "sm_90a"].serialized > 0
+    assert usage["hasty", "sm_80"].serialized == 0
 
 
 def test_nvrtc_makes_the_same_code() -> None:

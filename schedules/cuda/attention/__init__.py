@@ -6,7 +6,7 @@ of an SM's units over those in which memory brings the loop's bytes, default sch
 | query rows | issue | tensor cores | ex2 | shuffles | shared memory |
 |--:|--:|--:|--:|--:|--:|
 | 8 (group of 8) | 0.15 | 0.07 | 0.03 | 0.06 | 0.32 |
-| 16 (group of 16) | 0.20 | 0.13 | 0.05 | 0.05 | 0.32 |
+| 16 (group of 16) | 0.20 | 0.14 | 0.05 | 0.05 | 0.32 |
 | 64 (group of 16, 4 tokens), warps of 16 rows | 0.43 | 0.54 | 0.15 | 0.10 | 0.81 |
 | 64, a warpgroup | 0.41 | 0.32 | 0.15 | 0.10 | 0.32 |
 

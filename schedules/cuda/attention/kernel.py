@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.attention.keys import Dense, Keys, Listed
 from wattune.schedules.cuda.attention.place import Place, chunks_of
-from wattune.schedules.cuda.attention.plan import Plan
+from wattune.schedules.cuda.attention.plan import SWIZZLED, Plan
 from wattune.schedules.cuda.attention.products import Products, products_of
 from wattune.schedules.cuda.attention.queries import Queries
 from wattune.schedules.cuda.attention.ring import Bulk, Ring, ring_of
@@ -40,7 +40,7 @@ class Attend:
     def emit(self, block: Block) -> None:
         """Emit the kernel; blocks of splits that an item does not have end at once."""
         plan = self.plan
-        self.shared = Shared.of(plan.shared.bytes, 1024 if plan.grouped else 128)
+        self.shared = Shared.of(plan.shared.bytes, SWIZZLED if plan.grouped else 128)
         if plan.dependent and plan.splits > 1 and plan.combine == "kernel":
             ptx.let_next_start()
         if plan.grid:

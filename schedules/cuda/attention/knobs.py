@@ -174,11 +174,7 @@ def _defaults(problem: Any, target: Target) -> dict[str, Value]:
         found["keys"] = 32
     if warpgroups(problem, target) and rows > 3 * LONG:
         # From there on four warps have rows, which otherwise read all keys each for itself.
-        wide = rows > 4 * LONG
-        shape = {"teams": 1 if wide else 2, "row_warps": 8 if wide else 4, "keys": 32}
-        grouped = {**found, **shape, **_GROUPED}
-        if registers_of(plan_of(problem, target, grouped)) <= MOST_REGISTERS:
-            found = grouped
+        found = _grouped(problem, target, found, wide=rows > 4 * LONG)
     tiles = -(-problem.visible // plan_of(problem, target, found).block_keys)
     alone = 6 if found["teams"] == 1 else 4
     for blocks, stages in ((2, 4), (2, 3), (1, alone), (1, 4), (2, 2), (1, 3), (1, 2)):
@@ -189,6 +185,14 @@ def _defaults(problem: Any, target: Target) -> dict[str, Value]:
     plan = plan_of(problem, target, found)
     found["splits"] = splits_for(plan, target, room(plan, target))
     return found
+
+
+def _grouped(problem: Any, target: Target, found: dict[str, Value], wide: bool) -> dict[str, Value]:
+    """Return the schedule by warpgroups, two in a team that is ``wide``, if registers allow it."""
+    shape = {"teams": 1 if wide else 2, "row_warps": 8 if wide else 4, "keys": 32}
+    grouped = {**found, **shape, **_GROUPED}
+    fits = registers_of(plan_of(problem, target, grouped)) <= MOST_REGISTERS
+    return grouped if fits else found
 
 
 def splits_for(plan: Shares, target: Target, blocks: int) -> int:

@@ -17,6 +17,8 @@ ROWS = 8
 KEYS = 16
 # Columns of a slab: rows of 128 bytes, as a warpgroup's products read them.
 SLAB = 64
+# Bytes of 8 such rows: slabs begin at their multiples, since swizzles are of addresses.
+SWIZZLED = 1024
 # Floats added to a row of sums in shared memory, so that lanes' stores meet no bank twice.
 SUMS_PADDING = 4
 

@@ -187,6 +187,8 @@ class Warpgroup(RowsLong):
 
     def scores(self, row: Expr) -> list[list[Any]]:
         """Multiply all channels at once."""
+        # The first step ignores these zeros, but the compiler takes accumulators for operands that
+        # are read, which must have a value.
         found = self._accumulators(self.plan.keys // SHORT)
         keys = T.bind(self.ring.k.descriptor(row))
         ptx.group_begins()

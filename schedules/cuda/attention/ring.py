@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 
 from wattune.schedules.cuda import ptx
 from wattune.schedules.cuda.attention.place import Place
-from wattune.schedules.cuda.attention.plan import CHUNK, SLAB, Plan
+from wattune.schedules.cuda.attention.plan import CHUNK, SLAB, SWIZZLED, Plan
 from wattune.schedules.cuda.kernel import Shared
 
 Expr = Any
@@ -33,8 +33,9 @@ class Slots:
     @classmethod
     def of(cls, plan: Plan, shared: Shared, name: str, rows: int, width: int) -> Slots:
         """Return the rows of an area."""
-        stride = plan.stride(width)
-        buffer = shared.view(plan.shared.starts[name], rows * stride, "uint16")
+        stride, start = plan.stride(width), plan.shared.starts[name]
+        assert not plan.grouped or start % SWIZZLED == 0, f"slabs of {name} begin at byte {start}"
+        buffer = shared.view(start, rows * stride, "uint16")
         return cls(plan, buffer, rows, width)
 
     def pointer(self, row: Expr, chunk: Expr, low: Expr) -> Expr:
