@@ -126,9 +126,6 @@ RECORDED = {
         ops.KVCacheQuantize(1, 4096, 8, 128),
         {"kv_quantize_avx512": {"prefetch": (0, 16), "grain": (1, 4, 16)}},
     ),
-    "block_score_1x32768x32x8x128": Recorded(
-        ops.BlockScore(1, 32768, 32, 8, 128), {"block_score_vector": {}}
-    ),
 }
 
 

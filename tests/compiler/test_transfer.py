@@ -49,9 +49,9 @@ def records(
 
 
 def trials_to_optimum(others: list[Record]) -> int:
-    """Count the proposals to the best point of `SMALL` of a search that knows other records."""
+    """Count the proposals to the best point of `SMALL` of a search that knows these records."""
     task, runner = Task(SMALL, TARGET), FakeRunner()
-    known = transfer_of(task, others, LEARNER)
+    known = transfer_of(task, others, LEARNER) if others else None
     found = strategy("bayesian", task, None, 0, transfer=known)
     for count in range(1, task.size() + 1):
         [asked] = found.ask(1)
@@ -114,19 +114,8 @@ def test_what_is_best_elsewhere_is_tried_first_and_the_default_soon() -> None:
 
 
 def test_a_source_that_misleads_is_found_out() -> None:
-    alone = trials_to_optimum_alone()
+    alone = trials_to_optimum([])
     assert trials_to_optimum(records(latency=backwards)) <= LOOK + 2 * alone
-
-
-def trials_to_optimum_alone() -> int:
-    task, runner = Task(SMALL, TARGET), FakeRunner()
-    found = strategy("bayesian", task)
-    for count in range(1, task.size() + 1):
-        [asked] = found.ask(1)
-        if best_of_all(asked):
-            return count
-        found.tell(list(runner.run([asked])))
-    raise AssertionError("the optimum was never proposed")
 
 
 @pytest.fixture
