@@ -37,6 +37,8 @@ Floats = NDArray[np.float64]
 CHILDREN = 128
 RANDOM = 64
 GENERATIONS = 3
+# Spaces of up to so many points are predicted whole: breeding would find little that is new.
+LISTED = 256
 # Candidates whose whole neighbourhood is predicted.
 INCUMBENTS = 2
 # Predicted but not measured candidates that live on to the next round.
@@ -115,7 +117,9 @@ class Evolutionary(PlainEvolutionary):
         return found
 
     def _evolve(self, model: CostModel, rng: np.random.Generator) -> Pool:
-        """Return the predicted candidates of all generations."""
+        """Return the predicted candidates of all generations; of a small space all that are new."""
+        if self.task.product() <= LISTED:
+            return self._predicted(model, None, list(self.task.enumerate()))
         measured = self.ranked()
         carried = [candidate for candidate in self._carried if self.is_new(candidate)]
         first = [

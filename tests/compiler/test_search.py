@@ -174,6 +174,19 @@ def test_evolution_beats_chance_and_the_model_helps_it() -> None:
     assert mean["evolutionary"] <= 40, mean
 
 
+def test_of_a_small_space_evolution_predicts_every_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, model = Task(SMALL, TARGET, INSIDE), cost_model("xgboost")
+    found = strategy("evolutionary", task, model)
+    measured = search(found, FakeRunner(), 16)
+    predicted: list[int] = []
+    predict = model.predict
+    monkeypatch.setattr(
+        model, "predict", lambda many: (predicted.append(len(many)), predict(many))[1]
+    )
+    found.ask(1)
+    assert predicted == [task.size() - len(measured)]
+
+
 def test_evolution_follows_the_objective() -> None:
     def joules(candidate: Candidate) -> float:
         # The least energy is where the latency is greatest.
