@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.compiler.fakes import fake_templates as fake_templates
 from wattune.compiler.objective import parse_objective
 from wattune.compiler.search.strategy import Strategy, strategy, strategy_names
 from wattune.compiler.search.task import Task
-from wattune.cost_models.base import CostModel, cost_model
+from wattune.cost_models.base import CostModel, Prediction, cost_model
 from wattune.errors import ScheduleError, UnknownNameError
 from wattune.ops import TernaryGemm
 from wattune.schedules.candidate import Candidate, FailureKind
@@ -180,9 +181,12 @@ def test_of_a_small_space_evolution_predicts_every_point(monkeypatch: pytest.Mon
     measured = search(found, FakeRunner(), 16)
     predicted: list[int] = []
     predict = model.predict
-    monkeypatch.setattr(
-        model, "predict", lambda many: (predicted.append(len(many)), predict(many))[1]
-    )
+
+    def watched(candidates: Sequence[Candidate]) -> Prediction:
+        predicted.append(len(candidates))
+        return predict(candidates)
+
+    monkeypatch.setattr(model, "predict", watched)
     found.ask(1)
     assert predicted == [task.size() - len(measured)]
 
