@@ -23,6 +23,9 @@ Floats = NDArray[np.float64]
 
 # Standard deviations of the logarithms of what is fitted, and of the sum of all w.
 _WEIGHT_STD, _SPREAD_STD, _NOISE_STD, _TRUST_STD = 0.7, 2.5, 1.2, 0.5
+# Weights are expected where the sources have them by Student's t of so many degrees of freedom, not
+# by a normal distribution: mostly a knob matters as much as there, but one may do so here alone.
+_TAIL = 2.0
 _WEIGHTS, _SPREADS, _NOISES = (-9.0, 6.0), (-9.0, 4.0), (-14.0, -1.0)
 # The level is unknown: its variance is far above that of labels, which are centred.
 _LEVEL = 100.0
@@ -60,8 +63,8 @@ class TransferProcess:
             rest = labels - sources @ trust
             value, slope, solved = _likelihood(np.exp(at[:-count]), squares, rest - rest.mean())
             by_trust = -(sources - sources.mean(axis=0)).T @ solved
-            total = np.append(slope, by_trust) + away / widths
-            return value + 0.5 * float(away @ away), total
+            unlikely, by_away = _unlikely(away, knob_count)
+            return value + unlikely, np.append(slope, by_trust) + by_away / widths
 
         bounds = [_WEIGHTS] * knob_count + [_SPREADS, _NOISES] + [(0.0, 1.0)] * count
         options = {"maxiter": _ITERATIONS}
@@ -99,6 +102,13 @@ class TransferProcess:
         scale = np.sqrt(self.weights[self.groups])
         near: Floats = matern(squared_distances(knobs * scale, others * scale))[0]
         return self.spread * near + _LEVEL
+
+
+def _unlikely(away: Floats, tailed: int) -> tuple[float, Floats]:
+    """Return -ln(density) of standardised values, by Student's t of the first, and its slope."""
+    heavy, normal = away[:tailed], away[tailed:]
+    value = 0.5 * (_TAIL + 1) * np.log1p(heavy**2 / _TAIL).sum() + 0.5 * normal @ normal
+    return float(value), np.append((_TAIL + 1) * heavy / (_TAIL + heavy**2), normal)
 
 
 def _likelihood(at: Floats, squares: Floats, labels: Floats) -> tuple[float, Floats, Floats]:
