@@ -64,3 +64,27 @@ def test_a_source_is_never_taken_to_be_the_wrong_way_round() -> None:
     shown = rows(20)
     fitted = prior().fit(shown, -9 - shown[:, 2])
     assert fitted.trust[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_knob_that_matters_here_alone_is_found() -> None:
+    """By the sources the first knob matters less than the second."""
+    shown, asked = rows(40), rows(100, seed=1)
+
+    def truth(at: np.ndarray) -> np.ndarray:
+        found: np.ndarray = -9 + 0.5 * np.sin(12 * at[:, 0])
+        return found
+
+    told = TransferProcess(GROUPS, np.array([0.3, 4.0]), np.full(2, 0.5))
+    fitted = told.fit(shown, truth(shown))
+    assert fitted.weights[0] > 3 and fitted.weights[1] < 0.1
+    mean, _ = fitted.predict(shown, truth(shown), asked)
+    assert np.abs(mean - truth(asked)).mean() < 0.03
+
+
+def test_the_slope_of_the_priors_density_is_the_numerical_one() -> None:
+    away = np.array([-6.0, 0.3, 2.0, -0.5])
+    _, slope = module._unlikely(away, 2)
+    for place in range(4):
+        step = np.eye(4)[place] * 1e-6
+        above, below = (module._unlikely(away + sign * step, 2)[0] for sign in (1, -1))
+        assert slope[place] == pytest.approx((above - below) / 2e-6, rel=1e-5)
