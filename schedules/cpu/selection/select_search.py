@@ -6,7 +6,7 @@
         lead = reaching - n;  lead >= 0: low = middle;  else: high = middle - 1, lag = -lead
 
 Where scores are the best ones already, their number falls about exponentially with the bound: its
-`magnitude` is interpolated instead, about its logarithm, in a fourth less steps.
+`magnitude` is interpolated instead, about its logarithm, which takes fewer steps.
 
 An end that stays twice in a row weighs half as much (the Illinois rule): a handful of steps for
 most lists. Three steps in a row that do not halve the interval are followed by one to the middle
