@@ -113,8 +113,8 @@ def _runs(kept: Kept, space: str, name: str, seeds: int) -> list[Run]:
 def _known_rows(given: argparse.Namespace, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a table's rows of the spaces asked for, but those that are here anew."""
     table = json.loads(given.known.read_text())
-    if (table["budget"], table["batch"]) != (given.budget, given.batch):
-        raise SystemExit(f"{given.known} is of another budget or batch")
+    if (table.get("budget"), table.get("batch")) != (given.budget, given.batch):
+        raise SystemExit(f"{given.known} is no table of this budget and batch")
     wanted = given.space or space_names()
     anew = {(found["space"], found["strategy"]) for found in rows}
     return [
@@ -143,11 +143,12 @@ def _write(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
 
 def _show(rows: list[dict[str, Any]], budget: int) -> None:
     steps = list(rows[0]["regret"])
-    columns = ["space", "strategy", ">to 5 %", ">reached", *(f">regret at {s}" for s in steps)]
+    columns = ["space", "strategy", ">seeds", ">to 5 %", ">reached", *(f">regret at {s}" for s in steps)]
     lines = [
         [
             r["space"],
             r["strategy"],
+            r["seeds"],
             _count(r["evaluations_to_5%"], budget),
             f"{r['reached']:.0%}",
             *(_percent(r["regret"][step]) for step in steps),
