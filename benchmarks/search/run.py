@@ -143,7 +143,8 @@ def _write(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
 
 def _show(rows: list[dict[str, Any]], budget: int) -> None:
     steps = list(rows[0]["regret"])
-    columns = ["space", "strategy", ">seeds", ">to 5 %", ">reached", *(f">regret at {s}" for s in steps)]
+    regrets = [f">regret at {step}" for step in steps]
+    columns = ["space", "strategy", ">seeds", ">to 5 %", ">reached", *regrets]
     lines = [
         [
             r["space"],
