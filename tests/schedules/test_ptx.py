@@ -15,12 +15,16 @@ from wattune.schedules.cuda.kernel import Block, Shared, gpu_kernel
 from wattune.schedules.cuda.program import GpuProgram
 from wattune.schedules.target import Target
 
-# What sm_80 has not: the copy engine and its barriers.
+# What sm_80 has not: the copy engine and its barriers, products of warpgroups.
 HOPPER = (
     *(f"arrivals_{what}" for what in ("begin", "begun", "end", "wait")),
     "arrive",
     "arrive_alone",
     "copy_row",
+    "group_begins",
+    "group_ends",
+    "multiply_add_group",
+    "slab_descriptor",
     "stores_end",
 )
 
@@ -76,6 +80,10 @@ def every(block: Block, hopper: bool) -> set[str]:
         do("arrivals_wait", bars.ptr_to([0]), T.int32(0))
         do("stores_end")
         do("arrivals_end", bars.ptr_to([1]))
+        slab = do("slab_descriptor", area.ptr_to([0]), 1024)
+        do("group_begins")
+        do("multiply_add_group", [f[i] for i in range(4)], quarter, slab, "float16", True, False)
+        do("group_ends")
     do("copy", place, here)
     do("copy_or_zero", place, here, T.cast(block.integers["count"], "int32"))
     do("copies_end")
