@@ -44,7 +44,9 @@ class Policy:
     ``poor``, between ``smallest`` and 1; ``least`` energies are measured a round if so many are
     considered, the incumbent's and a random one's among them. ``window``: how many of the last
     predictions tell the error. ``drift``: how many standard deviations an incumbent may move before
-    all is doubted.
+    all is doubted. ``most``: beside the ``least`` of each round, energies are at most this share of
+    the candidates whose latency is known, so that a badly foretold device cannot cost as much as
+    measuring everything.
     """
 
     learning: int = 24
@@ -55,6 +57,7 @@ class Policy:
     smallest: float = 1 / 16
     window: int = 24
     drift: float = 4.0
+    most: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -140,10 +143,17 @@ def next_fraction(
     return fraction, "the model foretells energy fairly"
 
 
-def count_to_measure(considered: int, fraction: float, incumbent: bool, policy: Policy) -> int:
+def energies_left(latencies: int, energies: int, policy: Policy) -> int:
+    """Return how many energies may follow ``energies`` when so many latencies are known."""
+    return max(policy.learning, int(policy.most * latencies)) - energies
+
+
+def count_to_measure(
+    considered: int, fraction: float, incumbent: bool, left: int, policy: Policy
+) -> int:
     """Return how many of the considered to measure; an ``incumbent`` beside them counts too."""
-    least = policy.least - incumbent
-    return min(considered, max(math.ceil(fraction * considered), least))
+    wanted = min(math.ceil(fraction * considered), left - incumbent)
+    return min(considered, max(wanted, policy.least - incumbent))
 
 
 def pick(predicted: Floats, count: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:

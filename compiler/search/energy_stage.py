@@ -18,6 +18,7 @@ from wattune.compiler.search.energy_policy import (
     Policy,
     count_to_measure,
     drifted,
+    energies_left,
     next_fraction,
     pick,
     trust,
@@ -79,7 +80,8 @@ class EnergyStage:
         scores = np.array([r.latency * watts.get(r.candidate, 1.0) for r in waiting])
         count = len(waiting)
         if watts:
-            count = count_to_measure(count, self.fraction, incumbent is not None, self.policy)
+            left = energies_left(len(fastest), len(energies), self.policy)
+            count = count_to_measure(count, self.fraction, incumbent is not None, left, self.policy)
         at, random = pick(scores, count, self._rng(waiting))
         chosen = tuple(waiting[i].candidate for i in at)
         sentinels = tuple(waiting[i].candidate for i in random)

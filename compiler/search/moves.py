@@ -39,7 +39,7 @@ def mutated(space: Space, values: Mapping[str, Value], rng: np.random.Generator)
     def draw() -> Values:
         changed = dict(values)
         count = min(int(rng.geometric(1 - AGAIN)), len(free))
-        for at in rng.choice(len(free), count, replace=False):
+        for at in rng.permutation(len(free))[:count]:
             knob = free[at]
             changed[knob.name] = _moved(knob, changed[knob.name], rng)
         return changed

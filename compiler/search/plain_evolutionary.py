@@ -43,11 +43,11 @@ class PlainEvolutionary(Strategy):
         chances = 0.5 ** (np.arange(len(parents)) / HALF)
         chances /= chances.sum()
         children: dict[Schedule, Candidate] = {}
-        for _ in range(_ATTEMPTS * count):
+        # All pairs at once: numpy looks at the chances anew in every call.
+        for pair in rng.choice(len(parents), (_ATTEMPTS * count, 2), p=chances):
             if len(children) == count:
                 break
-            one, other = (parents[at] for at in rng.choice(len(parents), 2, p=chances))
-            child = self._child(one, other, rng)
+            child = self._child(parents[pair[0]], parents[pair[1]], rng)
             if child is not None and self.is_new(child):
                 children[child.schedule] = child
         return list(children.values())

@@ -13,6 +13,7 @@ from wattune.compiler.search.energy_policy import (
     Trust,
     count_to_measure,
     drifted,
+    energies_left,
     next_fraction,
     pick,
     trust,
@@ -89,19 +90,29 @@ def test_the_fraction_follows_the_skill() -> None:
 
 
 @pytest.mark.parametrize(
-    ("considered", "fraction", "incumbent", "count"),
+    ("considered", "fraction", "incumbent", "left", "count"),
     [
-        (0, 1.0, True, 0),
-        (16, 1.0, True, 16),
-        (16, 0.5, True, 8),
-        (16, 1 / 16, True, 3),
-        (16, 1 / 16, False, 4),
-        (2, 1 / 16, False, 2),
-        (33, 0.25, True, 9),
+        (0, 1.0, True, 99, 0),
+        (16, 1.0, True, 99, 16),
+        (16, 0.5, True, 99, 8),
+        (16, 1 / 16, True, 99, 3),
+        (16, 1 / 16, False, 99, 4),
+        (2, 1 / 16, False, 99, 2),
+        (33, 0.25, True, 99, 9),
+        (16, 1.0, True, 10, 9),
+        (16, 1.0, False, 10, 10),
+        (16, 1.0, True, -50, 3),
+        (16, 1.0, False, 0, 4),
     ],
 )
-def test_how_many(considered: int, fraction: float, incumbent: bool, count: int) -> None:
-    assert count_to_measure(considered, fraction, incumbent, POLICY) == count
+def test_how_many(considered: int, fraction: float, incumbent: bool, left: int, count: int) -> None:
+    assert count_to_measure(considered, fraction, incumbent, left, POLICY) == count
+
+
+def test_energies_are_at_most_a_share_of_the_latencies() -> None:
+    assert energies_left(10, 3, POLICY) == POLICY.learning - 3, "a model learns first"
+    assert energies_left(400, 60, POLICY) == 40
+    assert energies_left(400, 130, POLICY) == -30
 
 
 def test_the_least_predicted_and_a_random_one() -> None:

@@ -15,6 +15,7 @@ from wattune.compiler.database import Database
 from wattune.compiler.objective import parse_objective
 from wattune.compiler.report import render
 from wattune.compiler.report_data import collect, with_decisions
+from wattune.compiler.search.energy_policy import Policy
 from wattune.compiler.search.energy_stage import EnergyStage
 from wattune.compiler.search.events import EnergyDecided, Event
 from wattune.compiler.search.task import Task
@@ -24,6 +25,8 @@ from wattune.schedules.candidate import Candidate, Record
 
 pytestmark = pytest.mark.usefixtures("fake_templates")
 OBJECTIVE = parse_objective("energy@10%")
+# Only the fraction says how many energies are measured.
+UNBOUND = replace(Policy(), most=2.0)
 
 
 def watts(candidate: Candidate) -> float:
@@ -125,7 +128,7 @@ def test_without_a_bound_on_latency_all_are_considered() -> None:
 
 
 def test_a_model_that_foretells_well_is_asked_for_less() -> None:
-    stage, runner = EnergyStage(parse_objective("energy")), MeteredApart()
+    stage, runner = EnergyStage(parse_objective("energy"), policy=UNBOUND), MeteredApart()
     rounds(stage, Knowing(), runner, 8)
     fractions = [one.fraction for one in stage.decisions]
     assert fractions[:3] == [1.0, 1.0, 0.5] and fractions[-1] == stage.policy.smallest
@@ -135,11 +138,12 @@ def test_a_model_that_foretells_well_is_asked_for_less() -> None:
     assert len(runner.metered) < 16 * 8
 
 
-def test_a_model_that_foretells_badly_goes_on_measuring_all() -> None:
-    def wrong(candidate: Candidate) -> float:
-        return 1.5 if int(candidate.schedule.values["block"]) > 2 else 0.7
+def wrong(candidate: Candidate) -> float:
+    return 1.5 if int(candidate.schedule.values["block"]) > 2 else 0.7
 
-    stage, runner = EnergyStage(parse_objective("energy")), MeteredApart()
+
+def test_a_model_that_foretells_badly_goes_on_measuring_all_that_it_may() -> None:
+    stage, runner = EnergyStage(parse_objective("energy"), policy=UNBOUND), MeteredApart()
     rounds(stage, Knowing(wrong), runner, 6)
     assert {one.fraction for one in stage.decisions} == {1.0}
     assert stage.decisions[-1].reason == "the model foretells energy badly"
@@ -148,9 +152,20 @@ def test_a_model_that_foretells_badly_goes_on_measuring_all() -> None:
     assert len(runner.metered) == 16 * 6 + 5
 
 
+def test_energies_are_a_share_of_the_latencies_however_bad_the_model() -> None:
+    stage, runner = EnergyStage(parse_objective("energy")), MeteredApart()
+    rounds(stage, Knowing(wrong), runner, 10)
+    assert {one.fraction for one in stage.decisions} == {1.0}, "all would be measured"
+    most = max(stage.policy.learning, int(stage.policy.most * 16 * 10))
+    # Those of the rounds in which the share was used up: the incumbent, a sentinel and two more.
+    assert most <= len(runner.metered) <= most + 8 * stage.policy.least
+    assert [one.measured for one in stage.decisions[-4:]] == [stage.policy.least - 1] * 4
+    assert all(one.random == 1 for one in stage.decisions[1:])
+
+
 def test_the_incumbent_is_measured_again_and_drift_is_doubted() -> None:
-    # From the sixtieth energy on everything needs a tenth more.
-    stage = EnergyStage(parse_objective("energy"))
+    # From the 46th energy on everything needs a tenth more.
+    stage = EnergyStage(parse_objective("energy"), policy=UNBOUND)
     rounds(stage, Knowing(), MeteredApart(drift=lambda at: 1.1 if at >= 45 else 1.0), 6)
     moved = [at for at, one in enumerate(stage.decisions) if one.reason.endswith("has moved")]
     assert len(moved) == 1
