@@ -1,9 +1,10 @@
 """Whether another kind of learner would know more: ``python -m benchmarks.learners [FILES]``.
 
-Each learner sees the same features of the same 64 random points of a task and orders up to 1000
-others; the figure is the share of pairs in the right order, the mean over seeds. What none of them
-reaches is not in the records, or not in the features. ``model`` is the cost model in use: trees and
-a Gaussian process, weighted by their errors. Needs the packages of ``bench-search``. To one file in
+Each learner sees the same features of the same random points of a task (`--trained`, 64) and orders
+up to 1000 others; the figures are the share of pairs in the right order and the speed of the first
+five beside the best of those others (peak@5), means over seeds. What none of them reaches is not in
+the records, or not in the features. ``model`` is the cost model in use: trees and a Gaussian
+process, weighted by their errors. Needs the packages of ``bench-search``. To one file in
 ``benchmarks/results/``.
 """
 
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from benchmarks.compact_spaces import SPACES
@@ -25,7 +28,7 @@ from wattune.compiler.cli.output import print_table
 from wattune.cost_models.base import cost_model
 from wattune.cost_models.boosting import REGRESSION, Trees
 from wattune.cost_models.matrix import FeatureMatrix
-from wattune.cost_models.metrics import pairwise_accuracy, ranks
+from wattune.cost_models.metrics import average_peak_score, pairwise_accuracy, ranks
 from wattune.cost_models.task_process import TaskProcess
 from wattune.schedules.candidate import Record
 from wattune.schedules.target import Target
@@ -33,7 +36,8 @@ from wattune.schedules.target import Target
 Floats = NDArray[np.float64]
 
 RESULTS = Path(__file__).parent / "results"
-TRAIN, HELD_OUT, TREES = 64, 1000, 300
+HELD_OUT, PICKS, TREES = 1000, 5, 300
+FIGURES = {"pairwise": "pairs in the right order", "peak_at_5": "peak@5"}
 
 
 def guesses(records: list[Record], asked: list[Record], seed: int) -> dict[str, Floats]:
@@ -68,19 +72,26 @@ def guesses(records: list[Record], asked: list[Record], seed: int) -> dict[str, 
     }
 
 
-def judged(path: Path, seeds: int) -> dict[str, float]:
-    """Return the share of pairs that each learner puts in order, the mean over seeds."""
+def judged(path: Path, trained: int, seeds: int) -> dict[str, Any]:
+    """Return how well each learner orders and picks, the means over seeds."""
     records = [record for record in read_evidence([path]).records if record.valid]
-    found: dict[str, list[float]] = {}
+    pairs, peaks = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(len(records))
-        shown = [records[at] for at in order[:TRAIN]]
-        asked = [records[at] for at in order[TRAIN : TRAIN + HELD_OUT]]
+        shown = [records[at] for at in order[:trained]]
+        asked = [records[at] for at in order[trained : trained + HELD_OUT]]
         latency = np.array([record.latency for record in asked])
         error = np.array([record.standard_error for record in asked])
         for name, guess in guesses(shown, asked, seed).items():
-            found.setdefault(name, []).append(pairwise_accuracy(guess, latency, error))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+            pairs[name].append(pairwise_accuracy(guess, latency, error))
+            peaks[name].append(average_peak_score(guess, latency, PICKS))
+    return {
+        "table": path.name.removesuffix(".json.gz"),
+        "trained": trained,
+        "held_out": len(asked),
+        "pairwise": {name: float(np.mean(values)) for name, values in pairs.items()},
+        "peak_at_5": {name: float(np.mean(values)) for name, values in peaks.items()},
+    }
 
 
 def main() -> None:
@@ -88,19 +99,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--trained", type=int, default=64, help="points that a learner is shown")
     given = parser.parse_args()
-    rows = {
-        path.name.removesuffix(".json.gz"): judged(path, given.seeds)
-        for path in given.files or sorted(SPACES.glob("*.json.gz"))
-    }
     machine = describe_machine(Target.native(1))
-    path = results_file(RESULTS, "learners", machine["device"])
-    result = {"machine": machine, "trained": TRAIN, "seeds": given.seeds, "pairwise": rows}
+    path = results_file(RESULTS, f"learners-{given.trained}", machine["device"])
+    rows = []
+    for file in given.files or sorted(SPACES.glob("*.json.gz")):
+        rows.append(judged(file, given.trained, given.seeds))
+        print(rows[-1]["table"], flush=True)
+    result = {"machine": machine, "seeds": given.seeds, "rows": rows}
     path.write_text(json.dumps(result, indent=1) + "\n")
-    names = list(next(iter(rows.values())))
-    lines = [[table, *(f"{row[name]:.3f}" for name in names)] for table, row in rows.items()]
-    columns = [f">{name}" for name in names]
-    print_table(["table", *columns], lines, "pairs in the right order after 64 points")
+    for figure, title in FIGURES.items():
+        columns = [f">{name}" for name in rows[0][figure]]
+        lines = [[row["table"], *(f"{v:.3f}" for v in row[figure].values())] for row in rows]
+        print_table(["table", *columns], lines, f"{title} after {given.trained} points")
 
 
 if __name__ == "__main__":
