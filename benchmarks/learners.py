@@ -36,7 +36,7 @@ from wattune.schedules.target import Target
 Floats = NDArray[np.float64]
 
 RESULTS = Path(__file__).parent / "results"
-HELD_OUT, PICKS, TREES = 1000, 5, 300
+HELD_OUT, LEAST, PICKS, TREES = 1000, 50, 5, 300
 FIGURES = {"pairwise": "pairs in the right order", "peak_at_5": "peak@5"}
 
 
@@ -72,9 +72,11 @@ def guesses(records: list[Record], asked: list[Record], seed: int) -> dict[str, 
     }
 
 
-def judged(path: Path, trained: int, seeds: int) -> dict[str, Any]:
-    """Return how well each learner orders and picks, the means over seeds."""
+def judged(path: Path, trained: int, seeds: int) -> dict[str, Any] | None:
+    """Return how well each learner orders and picks, the means over seeds; None of a small table."""
     records = [record for record in read_evidence([path]).records if record.valid]
+    if len(records) < trained + LEAST:
+        return None
     pairs, peaks = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(len(records))
@@ -105,8 +107,9 @@ def main() -> None:
     path = results_file(RESULTS, f"learners-{given.trained}", machine["device"])
     rows = []
     for file in given.files or sorted(SPACES.glob("*.json.gz")):
-        rows.append(judged(file, given.trained, given.seeds))
-        print(rows[-1]["table"], flush=True)
+        print(file.name, flush=True)
+        if (row := judged(file, given.trained, given.seeds)) is not None:
+            rows.append(row)
     result = {"machine": machine, "seeds": given.seeds, "rows": rows}
     path.write_text(json.dumps(result, indent=1) + "\n")
     for figure, title in FIGURES.items():
