@@ -73,7 +73,7 @@ def guesses(records: list[Record], asked: list[Record], seed: int) -> dict[str, 
 
 
 def judged(path: Path, trained: int, seeds: int) -> dict[str, Any] | None:
-    """Return how well each learner orders and picks, the means over seeds; None of a small table."""
+    """Return how well each learner orders and picks, means over seeds; None of a small table."""
     records = [record for record in read_evidence([path]).records if record.valid]
     if len(records) < trained + LEAST:
         return None
