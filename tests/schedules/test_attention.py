@@ -10,6 +10,7 @@ from tests.schedules.attention import Compiled, check, ragged
 
 from wattune.ops import operator
 from wattune.ops.decode_attention import DecodeAttention
+from wattune.schedules.cpu.attention.knobs import lanes_of
 from wattune.schedules.target import Target
 
 # Lengths around tiles of 16, 32, 64 and 128 keys, whatever the schedule takes.
@@ -70,7 +71,11 @@ def test_lengths(fields: dict[str, Any], knobs: dict[str, Any]) -> None:
     if "values" in knobs and not Target.native(1).has("avx512_bf16"):
         pytest.skip("one kind of arithmetic only")
     problem = DecodeAttention(len(LENGTHS), 200, **fields)
-    compiled = Compiled(problem, **knobs)
+    # Rows of scores fill the lanes of a vector.
+    rows = (
+        {"rows": min(knobs["rows"], lanes_of(problem, Target.native(1)))} if "rows" in knobs else {}
+    )
+    compiled = Compiled(problem, **knobs | rows)
     compiled.check(ragged(problem, LENGTHS))
     # Other run-time sizes, beyond the context and below the batch of the bucket.
     compiled.check(ragged(problem, (333, 0), seed=1))
