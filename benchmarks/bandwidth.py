@@ -2,8 +2,8 @@
 
 The kernel alone, called from C as the tuner measures it, by the default schedule; the machine's
 bandwidth is measured at the same footprint, threads and pages just before and just after, and the
-better of the two counts; for kernels on dot products of bfloat16, their share of that unit's
-speed as well. Bytes are those of the packed weights, or those that must move. One JSON
+better of the two counts; for attention on dot products of bfloat16 or on fp32 multiply-adds, its
+share of that unit's speed as well. Bytes are those of the packed weights, or those that must move. One JSON
 row a problem, mode and number of threads, each kept in a dated file in ``benchmarks/results/`` as
 soon as it is measured, beside rows of the same day for other problems and threads.
 """
@@ -40,6 +40,8 @@ RESULTS = Path(__file__).parent / "results"
 HEADS = (32, 8, 128)
 SHAPES = ((4096, 4096), (14336, 4096))
 LONG = (32768, 131072)
+# What a kernel's ``scores`` are made of -> name of its share in a row, the unit's field in limits.
+UNITS = {"dot": ("of_dots", "bf16_gflops"), "fma": ("of_fma", "fma_gflops")}
 
 # Operator -> problems by mode.
 PROBLEMS: dict[str, dict[str, tuple[Problem, ...]]] = {
@@ -112,12 +114,13 @@ def row(target: Target, mode: str, problem: Problem) -> dict[str, object]:
         "limit_gbps": round(limit, 1),
         "of_limit": round(gbps / limit, 3),
     }
-    if candidate.schedule.values.get("scores") == "dot":
-        # Dot products of bfloat16 pairs, whose unit may bind before the caches do.
+    if unit := UNITS.get(str(candidate.schedule.values.get("scores"))):
+        # The unit may bind before the caches do.
+        name, limits = unit
         rate = operator(problem.operator).work(problem).operations / record.latency
         # The best of three: threads that wait for a busy core make a sample worthless.
-        peak = max(unit_gops("bf16_gflops", target.threads) for _ in range(3))
-        found["of_dots"] = round(rate / 1e9 / peak, 3)
+        peak = max(unit_gops(limits, target.threads) for _ in range(3))
+        found[name] = round(rate / 1e9 / peak, 3)
     return found
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import subprocess
 
 import pytest
 
+from wattune.compiler.cc import compiler
 from wattune.compiler.measure.affinity import usable_cpus
 from wattune.compiler.measure.limits import (
+    SOURCE,
     Limits,
     footprints,
     read_bandwidth_at,
@@ -59,6 +63,16 @@ def test_units_are_measured_where_the_machine_has_them() -> None:
     units = {"vnni_gops": "avx512_vnni", "amx_gops": "amx_int8", "bf16_gflops": "avx512_bf16"}
     for unit, feature in units.items():
         assert (unit_gops(unit, 1, 0.05) > 100) == here.has(feature)
+
+
+@pytest.mark.parametrize("flags", [["-mavx2", "-mfma"], []])
+def test_the_chains_of_the_multiply_adds_are_not_merged(flags: list[str]) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("assembly of x86-64")
+    command = [compiler(), "-O2", "-S", *flags, str(SOURCE), "-o", "-"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    body = text.partition("multiply_add:")[2].partition(".size")[0]
+    assert body.count("vfmadd" if flags else "mulps") >= 12
 
 
 def test_more_threads_than_cores_are_refused() -> None:
