@@ -41,8 +41,10 @@ class ExpertTemplate(Template):
     registers: ClassVar[int]
     # Rows of the smallest tile.
     least_rows: ClassVar[int] = 1
-    # Whether tiles can fetch the block after theirs.
+    # Whether tiles can fetch the block after theirs; the last is the default where they are many.
     next_block: ClassVar[tuple[bool, ...]] = (False, True)
+    # The default of how many bytes ahead a stream is fetched.
+    prefetch: ClassVar[int] = 4096
 
     @abstractmethod
     def products(self, problem: Any, groups: int) -> tuple[ExpertLayout, ...]:
@@ -61,7 +63,8 @@ class ExpertTemplate(Template):
         single = problem.tokens * problem.top_k <= _REPEATED * touched(problem)
         blocks, groups = self.row_blocks(problem.tokens), self.default_groups(problem)
         # Tiles are made for fewer rows too, so that many at once cost nothing where there are few.
-        most = [r for r in blocks if self.sums(groups, r) <= self.registers][-1]
+        limit = self.most_rows(problem, target)
+        most = [r for r in blocks if r <= limit and self.sums(groups, r) <= self.registers][-1]
         rows = blocks[0] if single else most
         # Only where there are two full tiles of a block can they share in fetching the next one.
         several = problem.tokens * problem.top_k >= 2 * rows * touched(problem)
@@ -74,9 +77,9 @@ class ExpertTemplate(Template):
             *self.own_knobs(),
             Knob("columns", self.columns(problem), 0),
             Knob("panel", PANELS, 1),
-            Knob("prefetch", (0, 1024, 2048, 4096, 8192, 16384), 4096),
+            Knob("prefetch", (0, 1024, 2048, 4096, 8192, 16384), self.prefetch),
             Knob("next_block", self.next_block, several and self.next_block[-1]),
-            Knob("unroll", (1, 2, 4), 2),
+            Knob("unroll", (1, 2, 4), self.default_unroll(problem, target)),
         )
         constraints = (
             Constraint(
@@ -100,6 +103,16 @@ class ExpertTemplate(Template):
     def default_groups(self, problem: Any) -> int:
         """Return how many groups of 16 rows interleave where nothing is known."""
         del problem
+        return 2
+
+    def most_rows(self, problem: Any, target: Target) -> int:
+        """Return how many rows at once the default has at most, if so many fit the registers."""
+        del target
+        return self.row_blocks(problem.tokens)[-1]
+
+    def default_unroll(self, problem: Any, target: Target) -> int:
+        """Return how many steps follow each other by default."""
+        del problem, target
         return 2
 
     def own_knobs(self) -> tuple[Knob, ...]:

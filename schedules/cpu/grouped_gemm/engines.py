@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from wattune.ops.expert_weights import GROUP
 from wattune.schedules.cpu import math, vector
-from wattune.schedules.cpu.grouped_gemm.layout import INT8_OFFSET, LANE, ROWS
+from wattune.schedules.cpu.grouped_gemm.layout import LANE, ROWS
 from wattune.schedules.cpu.grouped_gemm.tile import F32, I32, LANES, Engine, Tile
 from wattune.schedules.cpu.vector import Registers
 
@@ -168,21 +168,28 @@ class Int4(Integer):
             start = T.bind(tile.base + group * product.group_bytes)
             columns = T.bind(group * (product.group_steps * product.lane_columns))
             tile.fetch(start)
-            # Few sums would wait for each other: the halves get sums of their own.
-            few = tile.rows * tile.groups <= FEW_SUMS
-            parts = [tile.zeros("int32") for _ in range(2 if few else 1)]
-
-            def step(at: Expr) -> None:
-                packed = tile.load(start + (at + 1) * product.step_bytes)
-                for high in range(2):
-                    codes = [T.bind(nibbles(codes, high)) for codes in packed]
-                    place = columns + at * product.lane_columns + high * LANE
-                    half_sums = parts[high % len(parts)]
-                    self.dot.add(tile, half_sums, codes, [row + place for row in rows], wide=False)
-
-            tile.steps(0, product.group_steps, step)
+            parts = self.add_group(tile, start, columns, rows)
             self._add_scaled(tile, sums, parts, start, group)
         return lambda r, g: sums.load(tile.slot(r, g), F32)
+
+    def add_group(
+        self, tile: Tile, start: Expr, columns: Expr, rows: list[Expr]
+    ) -> list[Registers]:
+        """Emit int32 sums of the group of columns at a byte; what is to be added up of each."""
+        # Few sums would wait for each other: the halves get sums of their own.
+        few = tile.rows * tile.groups <= FEW_SUMS
+        parts = [tile.zeros("int32") for _ in range(2 if few else 1)]
+
+        def step(at: Expr) -> None:
+            packed = tile.load(start + (at + 1) * tile.product.step_bytes)
+            for high in range(2):
+                codes = [T.bind(nibbles(codes, high)) for codes in packed]
+                place = columns + at * tile.product.lane_columns + high * LANE
+                half_sums = parts[high % len(parts)]
+                self.dot.add(tile, half_sums, codes, [row + place for row in rows], wide=False)
+
+        tile.steps(0, tile.product.group_steps, step)
+        return parts
 
     def finish(self, tile: Tile, value: Expr, row: int, group: int) -> Expr:
         """Scale by the row of activations."""
@@ -243,20 +250,6 @@ def _vnni(bits: int) -> Callable[[Expr, Expr, Expr], Expr]:
     return lambda total, codes, x: vector.dot_u8s8(total, _signed(codes), x, bits)
 
 
-def _pairs(total: Expr, codes: Expr, x: Expr) -> Expr:
-    """Add by way of 16-bit lanes, which hold two products of codes up to 15 (AVX2)."""
-    pairs = vector.dot_pairs_u8s8(_signed(codes), x)
-    return total + vector.dot_pairs_s16(pairs, vector.splat(T.int16(1), 16))
-
-
-def _signed_pairs(total: Expr, codes: Expr, x: Expr) -> Expr:
-    """Add products of |w| and x with w's sign: two of at most 128 * 127 fit 16 bits (AVX2)."""
-    w = T.bind(_signed(T.bitwise_xor(codes, vector.splat_u8(INT8_OFFSET, 32))))
-    size = vector.apply_sign(w, w)
-    pairs = vector.dot_pairs_u8s8(size, vector.apply_sign(x, w))
-    return total + vector.dot_pairs_s16(pairs, vector.splat(T.int16(1), 16))
-
-
 def _plain(total: Expr, codes: Expr, x: Expr) -> Expr:
     """Add in 32-bit arithmetic, a byte of each lane after the other."""
     words, quads = T.bind(T.reinterpret(I32, codes)), T.bind(T.reinterpret(I32, x))
@@ -270,5 +263,4 @@ def _plain(total: Expr, codes: Expr, x: Expr) -> Expr:
 
 VNNI = ByteDot(16, _vnni(512), _vnni(512), biased=True)
 VNNI_256 = ByteDot(8, _vnni(256), _vnni(256), biased=True)
-AVX2 = ByteDot(8, _pairs, _signed_pairs, biased=False)
 PLAIN = ByteDot(16, _plain, _plain, biased=True)

@@ -8,9 +8,15 @@ from typing import Any, ClassVar
 from wattune.ops.experts import touched
 from wattune.schedules.cpu.amx import TILE_ROWS
 from wattune.schedules.cpu.grouped_gemm.amx import MOST_SUMS, AmxBf16, AmxEngine, AmxInt4, AmxInt8
+from wattune.schedules.cpu.grouped_gemm.avx2 import (
+    AVX2,
+    FloatBf16Avx2,
+    Int4Avx2,
+    Int4Narrow,
+    Int8Avx2,
+)
 from wattune.schedules.cpu.grouped_gemm.base import ExpertTemplate
 from wattune.schedules.cpu.grouped_gemm.engines import (
-    AVX2,
     PLAIN,
     VNNI,
     VNNI_256,
@@ -95,6 +101,21 @@ class Avx2(ExpertTemplate):
     """256-bit vectors, for CPUs without wider ones."""
 
     registers: ClassVar[int] = 7
+    prefetch: ClassVar[int] = 2048
+    next_block: ClassVar[tuple[bool, ...]] = (True, False)
+
+    def default_groups(self, problem: Any) -> int:
+        """Return one: 16 registers hold the sums of six rows for it, of two for a pair of them."""
+        del problem
+        return 1
+
+    def most_rows(self, problem: Any, target: Target) -> int:
+        """Return four where weights are unpacked, and sums kept, in several registers."""
+        return 6 if problem.format == "bf16" or target.has("avx_vnni") else 4
+
+    def default_unroll(self, problem: Any, target: Target) -> int:
+        """Return one where a step is of many vectors."""
+        return 1 if isinstance(self.engine(problem, target), Int4Narrow) else 2
 
     def engine(self, problem: Any, target: Target) -> Engine | None:
         """Return the engine of the format."""
@@ -102,8 +123,11 @@ class Avx2(ExpertTemplate):
         if wide or not target.has("avx2", "fma"):
             return None
         if problem.format == "bf16":
-            return FloatBf16()
-        return _integer(problem.format, VNNI_256 if target.has("avx_vnni") else AVX2, target)
+            return FloatBf16Avx2()
+        dot, half = VNNI_256 if target.has("avx_vnni") else AVX2, _half(target)
+        if problem.format == "int8":
+            return Int8Avx2(dot, half)
+        return (Int4Avx2 if dot is VNNI_256 else Int4Narrow)(dot, half)
 
 
 class Portable(ExpertTemplate):

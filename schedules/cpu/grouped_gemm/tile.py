@@ -194,10 +194,12 @@ class Engine(ABC):
     # How activations are stored, a key of `ACTIVATION_BYTES`; what `emit` sums in.
     activation: ClassVar[str]
     sums: ClassVar[str] = "float32"
+    # The numbers of rows that tiles are made for, beside the most.
+    tile_rows: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
 
     def row_sizes(self, most: int) -> tuple[int, ...]:
-        """Return the numbers of rows that tiles are made for: powers of two, and the most."""
-        return (*(size for size in (1, 2, 4, 8, 16) if size < most), most)
+        """Return the numbers of rows that tiles are made for, the most last."""
+        return (*(size for size in self.tile_rows if size < most), most)
 
     def scratch_bytes(self, plan: Plan) -> int:
         """Return the bytes of a thread's own memory."""
