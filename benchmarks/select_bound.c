@@ -7,11 +7,15 @@
 #include <math.h>
 #include <stdint.h>
 #include <time.h>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512F__)
 enum { LANES = 16, CHAINS = 4 };
+#else
+enum { LANES = 8, CHAINS = 4 };
+#endif
 
 static double now(void) {
   struct timespec t;
@@ -30,12 +34,36 @@ static float greatest(const float *scores, int64_t count) {
   }
   return _mm512_reduce_max_ps(
       _mm512_max_ps(_mm512_max_ps(chain[0], chain[1]), _mm512_max_ps(chain[2], chain[3])));
+#elif defined(__AVX2__)
+  __m256 chain[CHAINS];
+  for (int j = 0; j < CHAINS; ++j) chain[j] = _mm256_set1_ps(-INFINITY);
+  for (int64_t i = 0; i < count; i += CHAINS * LANES) {
+#pragma GCC unroll 4
+    for (int j = 0; j < CHAINS; ++j)
+      chain[j] = _mm256_max_ps(chain[j], _mm256_loadu_ps(scores + i + j * LANES));
+  }
+  float lanes[LANES], most = -INFINITY;
+  _mm256_storeu_ps(lanes, _mm256_max_ps(_mm256_max_ps(chain[0], chain[1]),
+                                        _mm256_max_ps(chain[2], chain[3])));
+  for (int j = 0; j < LANES; ++j) most = lanes[j] > most ? lanes[j] : most;
+  return most;
 #else
   float most = -INFINITY;
   for (int64_t i = 0; i < count; ++i) most = scores[i] > most ? scores[i] : most;
   return most;
 #endif
 }
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+/* Of every mask of lanes: the numbers of those that it has. */
+static uint8_t orders[1 << LANES][LANES] __attribute__((aligned(64)));
+
+__attribute__((constructor)) static void fill_orders(void) {
+  for (int mask = 0; mask < 1 << LANES; ++mask)
+    for (int lane = 0, at = 0; lane < LANES; ++lane)
+      if (mask >> lane & 1) orders[mask][at++] = (uint8_t)lane;
+}
+#endif
 
 /* `indices` has room for a vector beyond the listed ones. */
 static int64_t list(const float *scores, int64_t count, float bound, int32_t *indices) {
@@ -48,6 +76,18 @@ static int64_t list(const float *scores, int64_t count, float bound, int32_t *in
     _mm512_storeu_si512(indices + listed, _mm512_maskz_compress_epi32(chosen, index));
     listed += __builtin_popcount(chosen);
     index = _mm512_add_epi32(index, _mm512_set1_epi32(LANES));
+  }
+#elif defined(__AVX2__)
+  __m256 least = _mm256_set1_ps(bound);
+  __m256i first = _mm256_setzero_si256();
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < count; i += LANES) {
+    __m256 reached = _mm256_cmp_ps(_mm256_loadu_ps(scores + i), least, _CMP_GE_OQ);
+    unsigned chosen = (unsigned)_mm256_movemask_ps(reached);
+    __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)orders[chosen]));
+    _mm256_storeu_si256((__m256i *)(indices + listed), _mm256_add_epi32(first, order));
+    listed += __builtin_popcount(chosen);
+    first = _mm256_add_epi32(first, _mm256_set1_epi32(LANES));
   }
 #else
   for (int64_t i = 0; i < count; ++i) {

@@ -6,13 +6,16 @@ pass that finds the bound. So the yardstick is a loop in C over the same scores,
 maximum of each row, then the indices of the scores that reach a bound, which is given to it. The
 kernel is the default schedule, called from C as the tuner measures it, on scores that are hot.
 Beside both, an exact selection that is written by hand, on 16-bit keys (`select_keys.c`): how near
-the yardstick another algorithm comes.
+the yardstick another algorithm comes. And what others do for the same indices: numpy and torch
+choose the best and sort their indices, all rows in one call.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +38,7 @@ PROBLEMS = tuple(
     for size in (64, 16)
 )
 REPEATS = 2000
+CALLS = 200
 # A vector beyond the list.
 SPARE = 16
 
@@ -71,7 +75,7 @@ def two_passes(problem: SelectBlocks) -> float:
 
 
 def by_hand(problem: SelectBlocks) -> float:
-    """Return the seconds of the selection that is written by hand; infinite without AVX-512."""
+    """Return the seconds of the selection that is written by hand; infinite without AVX2."""
     rows = rows_of(problem)
     count, most = rows.shape[1], problem.best(rows.shape[1])
     indices = np.zeros((len(rows), count + SPARE), np.int32)
@@ -81,12 +85,39 @@ def by_hand(problem: SelectBlocks) -> float:
         ctypes.c_int64(count),
         ctypes.c_int(most),
         ctypes.c_void_p(indices.ctypes.data),
+        ctypes.c_int64(SPARE),
         ctypes.c_int(REPEATS),
     )
     best = np.sort(np.argsort(-rows, 1, kind="stable")[:, :most], 1)
     if np.isfinite(seconds) and not np.array_equal(indices[:, :most], best):
         raise WattuneError(f"{problem}: the selection by hand is wrong")
     return seconds
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return the least seconds of a call."""
+    least = math.inf
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        call()
+        least = min(least, time.perf_counter() - start)
+    return least
+
+
+def peers(problem: SelectBlocks) -> dict[str, float]:
+    """Return the microseconds of numpy and torch, in one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    rows = rows_of(problem)
+    most, scores = problem.best(rows.shape[1]), torch.from_numpy(rows)
+    calls: dict[str, Callable[[], object]] = {
+        "numpy": lambda: np.sort(np.argpartition(rows, -most, 1)[:, -most:], 1),
+        "torch": lambda: torch.topk(scores, most, 1, sorted=False).indices.sort(1).values,
+    }
+    return {
+        f"{name}_microseconds": round(seconds_of(call) * 1e6, 2) for name, call in calls.items()
+    }
 
 
 def row(target: Target, problem: SelectBlocks) -> dict[str, object]:
@@ -97,6 +128,7 @@ def row(target: Target, problem: SelectBlocks) -> dict[str, object]:
         (record,) = runner.interleaved([candidate])
         hand = by_hand(problem)
         plain = min(before, two_passes(problem))
+        others = peers(problem)
     beside = {
         "by_hand_microseconds": round(hand * 1e6, 2),
         "by_hand_of_two_passes": round(plain / hand, 3),
@@ -108,6 +140,7 @@ def row(target: Target, problem: SelectBlocks) -> dict[str, object]:
         "two_passes_microseconds": round(plain * 1e6, 2),
         "of_two_passes": round(plain / record.latency, 3),
         **(beside if np.isfinite(hand) else {}),
+        **others,
     }
 
 

@@ -9,10 +9,14 @@
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
-#if defined(__AVX512BW__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 
+#if defined(__AVX512BW__)
 enum { ROWS = 8, SCORES = 8192, LANES = 16, KEYS = 32, SLOW = 4 };
+#else
+enum { ROWS = 8, SCORES = 8192, LANES = 8, KEYS = 16, SLOW = 4 };
+#endif
 
 typedef struct {
   int low, high, reach_low, moved; /* the wanted key is low <= key < high */
@@ -44,6 +48,11 @@ static int key_of(float score) {
   return ordered((int16_t)(bits >> 16));
 }
 
+static Bracket bracket(int low, int high, int64_t count, int most) {
+  return (Bracket){low, high + 1, (int)count, 0, (float)(count - most), (float)most};
+}
+
+#if defined(__AVX512BW__)
 static Bracket convert(const float *scores, int64_t count, int16_t *into, int most) {
   int16_t places[KEYS];
   for (int i = 0; i < KEYS; ++i) places[i] = (int16_t)(2 * i + 1);
@@ -62,10 +71,7 @@ static Bracket convert(const float *scores, int64_t count, int16_t *into, int mo
                                   _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(low, 1)));
   __m512i highs = _mm512_max_epi32(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(high)),
                                    _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(high, 1)));
-  Bracket found = {_mm512_reduce_min_epi32(lows), _mm512_reduce_max_epi32(highs), (int)count, 0,
-                   (float)(count - most), (float)most};
-  ++found.high;
-  return found;
+  return bracket(_mm512_reduce_min_epi32(lows), _mm512_reduce_max_epi32(highs), count, most);
 }
 
 static int reaching(const int16_t *row, int64_t count, int key) {
@@ -79,6 +85,75 @@ static int reaching(const int16_t *row, int64_t count, int key) {
     }
   return _mm512_reduce_add_epi32(_mm512_madd_epi16(_mm512_add_epi16(total[0], total[1]), one));
 }
+
+static unsigned reached(const float *scores, float least) {
+  return _mm512_cmp_ps_mask(_mm512_loadu_ps(scores), _mm512_set1_ps(least), _CMP_GE_OQ);
+}
+
+static void put(int32_t *into, unsigned chosen, int first) {
+  __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  index = _mm512_add_epi32(index, _mm512_set1_epi32(first));
+  _mm512_storeu_si512(into, _mm512_maskz_compress_epi32((__mmask16)chosen, index));
+}
+#else
+static inline __m256i upper_halves(const float *scores) {
+  return _mm256_srai_epi32(_mm256_loadu_si256((const __m256i *)scores), 16);
+}
+
+static Bracket convert(const float *scores, int64_t count, int16_t *into, int most) {
+  __m256i low = _mm256_set1_epi16(INT16_MAX), high = _mm256_set1_epi16(INT16_MIN);
+  for (int64_t i = 0; i < count; i += KEYS) {
+    __m256i mixed = _mm256_packs_epi32(upper_halves(scores + i), upper_halves(scores + i + LANES));
+    __m256i half = _mm256_permute4x64_epi64(mixed, 0xd8);
+    __m256i key = _mm256_xor_si256(half, _mm256_srli_epi16(_mm256_srai_epi16(half, 15), 1));
+    _mm256_store_si256((__m256i *)(into + i), key);
+    low = _mm256_min_epi16(low, key);
+    high = _mm256_max_epi16(high, key);
+  }
+  int16_t lows[KEYS], highs[KEYS];
+  _mm256_storeu_si256((__m256i *)lows, low);
+  _mm256_storeu_si256((__m256i *)highs, high);
+  for (int i = 1; i < KEYS; ++i) {
+    lows[0] = lows[i] < lows[0] ? lows[i] : lows[0];
+    highs[0] = highs[i] > highs[0] ? highs[i] : highs[0];
+  }
+  return bracket(lows[0], highs[0], count, most);
+}
+
+static int reaching(const int16_t *row, int64_t count, int key) {
+  __m256i below = _mm256_set1_epi16((int16_t)(key - 1)), one = _mm256_set1_epi16(1);
+  __m256i total[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  for (int64_t i = 0; i < count; i += 2 * KEYS)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      __m256i keys = _mm256_load_si256((const __m256i *)(row + i + j * KEYS));
+      total[j] = _mm256_sub_epi16(total[j], _mm256_cmpgt_epi16(keys, below));
+    }
+  __m256i pairs = _mm256_madd_epi16(_mm256_add_epi16(total[0], total[1]), one);
+  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+}
+
+/* Of every mask of lanes: the numbers of those that it has. */
+static uint8_t orders[1 << LANES][LANES] __attribute__((aligned(64)));
+
+__attribute__((constructor)) static void fill_orders(void) {
+  for (int mask = 0; mask < 1 << LANES; ++mask)
+    for (int lane = 0, at = 0; lane < LANES; ++lane)
+      if (mask >> lane & 1) orders[mask][at++] = (uint8_t)lane;
+}
+
+static unsigned reached(const float *scores, float least) {
+  __m256 score = _mm256_loadu_ps(scores);
+  return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(score, _mm256_set1_ps(least), _CMP_GE_OQ));
+}
+
+static void put(int32_t *into, unsigned chosen, int first) {
+  __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)orders[chosen]));
+  _mm256_storeu_si256((__m256i *)into, _mm256_add_epi32(_mm256_set1_epi32(first), order));
+}
+#endif
 
 /* Narrows the bracket by false position, by its middle every `SLOW` steps. */
 static void narrow(Bracket *at, const int16_t *row, int64_t count, int most, int step) {
@@ -100,20 +175,17 @@ static void narrow(Bracket *at, const int16_t *row, int64_t count, int most, int
 /* Lists what reaches the bracket's low key; returns how many, `most` or more. */
 static int list(const float *scores, int64_t count, const Bracket *at, int most, int32_t *into,
                 int *ties, int *tied) {
-  __m512 least = _mm512_set1_ps(least_of(at->low)), above = _mm512_set1_ps(least_of(at->low + 1));
-  __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  float least = least_of(at->low), above = least_of(at->low + 1);
   int listed = 0;
   for (int64_t i = 0; i < count; i += LANES) {
-    __m512 score = _mm512_loadu_ps(scores + i);
-    unsigned chosen = _mm512_cmp_ps_mask(score, least, _CMP_GE_OQ);
-    _mm512_storeu_si512(into + listed, _mm512_maskz_compress_epi32((__mmask16)chosen, index));
+    unsigned chosen = reached(scores + i, least);
+    put(into + listed, chosen, (int)i);
     if (at->reach_low > most) {
-      unsigned same = chosen & _mm512_cmp_ps_mask(score, above, _CMP_LT_OQ);
+      unsigned same = chosen & ~reached(scores + i, above);
       for (; same; same &= same - 1)
         ties[(*tied)++] = listed + __builtin_popcount(chosen & ((same & -same) - 1));
     }
     listed += __builtin_popcount(chosen);
-    index = _mm512_add_epi32(index, _mm512_set1_epi32(LANES));
   }
   return listed;
 }
@@ -131,9 +203,9 @@ static void drop(const float *scores, int32_t *from, int listed, int most, int *
 }
 
 /* Return the seconds of selecting `most` of each of up to 8 rows of up to 8192 scores, the least of
- * `repeats` times. `indices` has `count` + 16 places a row; `count` is a multiple of 64. */
+ * `repeats` times. `indices` has `count` + `spare` places a row; `count` is a multiple of 64. */
 double select_keys(const float *scores, int64_t rows, int64_t count, int most, int32_t *indices,
-                   int repeats) {
+                   int64_t spare, int repeats) {
   double least = INFINITY;
   Bracket at[ROWS];
   int ties[SCORES];
@@ -151,7 +223,7 @@ double select_keys(const float *scores, int64_t rows, int64_t count, int most, i
         }
     }
     for (int row = 0; row < rows; ++row) {
-      int32_t *into = indices + row * (count + LANES);
+      int32_t *into = indices + row * (count + spare);
       int tied = 0;
       int listed = list(scores + row * count, count, &at[row], most, into, ties, &tied);
       drop(scores + row * count, into, listed, most, ties, tied);
@@ -163,8 +235,8 @@ double select_keys(const float *scores, int64_t rows, int64_t count, int most, i
 }
 #else
 double select_keys(const float *scores, int64_t rows, int64_t count, int most, int32_t *indices,
-                   int repeats) {
-  (void)scores, (void)rows, (void)count, (void)most, (void)indices, (void)repeats;
+                   int64_t spare, int repeats) {
+  (void)spare, (void)scores, (void)rows, (void)count, (void)most, (void)indices, (void)repeats;
   return INFINITY;
 }
 #endif

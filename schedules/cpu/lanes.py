@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +37,22 @@ def lanes_knob(target: Target) -> Knob:
 class Lanes:
     """Emits operations on ``count`` 32-bit lanes.
 
-    Vectors of truth values are never bound to names, which TVM cannot do.
+    Vectors of truth values are never bound to names, which TVM cannot do. ``tables``: without
+    vpcompressd, lanes are compressed by permutations that a table holds for every mask.
     """
 
     count: int
+    tables: bool = False
+
+    @classmethod
+    def of(cls, target: Target, count: int) -> Lanes:
+        """Return vectors of a target: AVX2 has neither mask registers nor compression."""
+        masks = target.has("avx512f", "avx512bw", "avx512vl")
+        return cls(count, count in (4, 8) and target.has("avx2", "fma") and not masks)
+
+    def functions(self) -> Any:
+        """Return the frame in which lanes can be compressed."""
+        return vector.order_functions() if self.tables else nullcontext()
 
     @property
     def f32(self) -> str:
@@ -75,17 +88,36 @@ class Lanes:
         """Return which lanes are the last ``count`` ones."""
         return T.ramp(T.int32(0), 1, self.count) >= self.splat(self.count - count)
 
+    def numbers(self, first: Expr) -> Expr:
+        """Return what `listed` makes numbers of lanes of: of all, or with tables of the first."""
+        return self.splat(first) if self.tables else T.ramp(first, 1, self.count)
+
+    def listed(self, numbers: Expr, chosen: Expr) -> Expr:
+        """Move the numbers of the chosen lanes to the front; the others are anything."""
+        return numbers + self._order(chosen) if self.tables else self.compressed(numbers, chosen)
+
+    def _order(self, chosen: Expr) -> Expr:
+        return T.bind(vector.order_of(vector.mask_of(chosen, self.count), self.count))
+
     def compressed(self, values: Expr, chosen: Expr) -> Expr:
-        """Move the chosen lanes to the front (vpcompressd, or a store for each lane)."""
+        """Move the chosen lanes to the front; the others are anything.
+
+        vpcompressd; with tables vpermd; with neither a store for each lane.
+        """
         dtype = str(values.ty.dtype)
         # As integers: without AVX-512, LLVM 22 fails on floats with a passed-through zero.
         bits = values if dtype == self.i32 else T.reinterpret(self.i32, values)
+        if self.tables:
+            packed = vector.permuted(bits, self._order(chosen))
+            return packed if dtype == self.i32 else T.reinterpret(dtype, packed)
         name = "llvm.experimental.vector.compress"
         packed = vector._intrinsic(name, self.i32, bits, chosen, self.each_int(0))
         return packed if dtype == self.i32 else T.reinterpret(dtype, packed)
 
     def counted(self, chosen: Expr) -> Expr:
         """Count the chosen lanes (popcnt of a mask)."""
+        if self.tables:
+            return T.popcount(vector.mask_of(chosen, self.count))
         return self.total(T.Select(chosen, self.each_int(1), self.each_int(0)))
 
     def total(self, values: Expr) -> Expr:

@@ -173,6 +173,52 @@ def round_bf16(value: Expr) -> Expr:
     return T.call_pure_extern("int32x8", "wattune_round_bf16", value)
 
 
+def _orders() -> str:
+    """Return LLVM IR of a table: of every mask of 8 lanes, the numbers of its lanes in order."""
+    chosen = ([lane for lane in range(8) if mask >> lane & 1] for mask in range(256))
+    words = (f"i64 {sum(lane << (8 * at) for at, lane in enumerate(row))}" for row in chosen)
+    functions = "".join(
+        f"""
+define linkonce_odr <{lanes} x i32> @wattune_order_{lanes}(i32 %mask) alwaysinline {{
+  %wide = zext i32 %mask to i64
+  %at = getelementptr [256 x i64], ptr @wattune_orders, i64 0, i64 %wide
+  %bytes = load <{lanes} x i8>, ptr %at, align 8
+  %order = zext <{lanes} x i8> %bytes to <{lanes} x i32>
+  ret <{lanes} x i32> %order
+}}
+"""
+        for lanes in (4, 8)
+    )
+    kind = "linkonce_odr hidden unnamed_addr constant [256 x i64]"
+    return f"@wattune_orders = {kind} [{', '.join(words)}], align 64\n{functions}"
+
+
+def order_functions() -> Any:
+    """Return the frame in which `order_of` can be called."""
+    return T.attr(T.int32(0), "pragma_import_llvm", _orders())
+
+
+def order_of(mask: Expr, lanes: int) -> Expr:
+    """Return the numbers of a mask's 4 or 8 lanes, then zeros, as int32 (vpmovzxbd of a table)."""
+    return T.call_pure_extern(f"int32x{lanes}", f"wattune_order_{lanes}", mask)
+
+
+def permuted(values: Expr, order: Expr) -> Expr:
+    """Return int32x8 or int32x4 in another order (vpermd, vpermilps)."""
+    if values.ty.dtype.lanes == 8:
+        return _intrinsic("llvm.x86.avx2.permd", "int32x8", values, order)
+    real = T.reinterpret("float32x4", values)
+    moved = _intrinsic("llvm.x86.avx.vpermilvar.ps", "float32x4", real, order)
+    return T.reinterpret("int32x4", moved)
+
+
+def mask_of(chosen: Expr, lanes: int) -> Expr:
+    """Return which of 4 or 8 lanes are chosen, a bit each (vmovmskps)."""
+    full = T.Select(chosen, splat(T.int32(-1), lanes), splat(T.int32(0), lanes))
+    name = {4: "llvm.x86.sse.movmsk.ps", 8: "llvm.x86.avx.movmsk.ps.256"}[lanes]
+    return _intrinsic(name, "int32", T.reinterpret(f"float32x{lanes}", full))
+
+
 def dot_pairs_s16(left: Expr, right: Expr) -> Expr:
     """Return sums of two products of 16-bit lanes in 32-bit lanes (vpmaddwd, 256 bits)."""
     return _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", left, right)

@@ -43,28 +43,41 @@ def test_matches_the_reference(problem: Any, knobs: dict[str, Any]) -> None:
     check(problem, **knobs)
 
 
-def scored(rows: Any, lengths: list[int], **fields: Any) -> dict[str, Any]:
+def scored(
+    rows: Any, lengths: list[int], target: Target | None = None, **fields: Any
+) -> dict[str, Any]:
     """Run rows [requests, scores] of one head, a block a token, and compare with the reference."""
     scores = np.asarray(rows, np.float32)[:, None]
     fields = {"block_size": 1, "local_blocks": 0, **fields}
     problem = SelectBlocks(len(scores), scores.shape[-1], 1, **fields)
     inputs = {"scores": scores, "seq_lens": np.array(lengths, np.int32)}
-    found = run(problem, inputs)
+    found = run(problem, inputs, target)
     expected = operator(problem.operator).reference(problem, inputs)
     for name, want in expected.items():
         np.testing.assert_array_equal(found[name], want)
     return found
 
 
-def test_hard_rows() -> None:
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(None, id="native"),
+        pytest.param(Target.parse("cpu:avx2"), id="avx2", marks=pytest.mark.isa("avx2", "fma")),
+    ],
+)
+def test_hard_rows(target: Target | None) -> None:
     wide = hard_rows()
     lengths = [333, 333, 333, 333, 333, 333, 333, 333, 333, 333, 333, 0]
-    scored(wide, lengths, token_budget=40)
+    scored(wide, lengths, target, token_budget=40)
     halves = [length // 2 for length in lengths]
-    scored(wide, halves, token_budget=40, sink_blocks=3)
-    scored(wide, halves, token_budget=333, forced="inside")
-    scored(wide, lengths, token_budget=333, local_blocks=2)
-    scored(wide, lengths, token_budget=30, local_blocks=2, sink_blocks=2, forced="inside")
+    scored(wide, halves, target, token_budget=40, sink_blocks=3)
+    scored(wide, halves, target, token_budget=333, forced="inside")
+    scored(wide, lengths, target, token_budget=333, local_blocks=2)
+    inside = {"local_blocks": 2, "sink_blocks": 2, "forced": "inside"}
+    scored(wide, lengths, target, token_budget=30, **inside)
+    # Ends of rows in every lane of a vector.
+    scored(wide, list(range(321, 333)), target, token_budget=30, **inside)
+    scored(wide, list(range(12)), target, token_budget=3)
 
 
 def test_a_sample_that_misleads() -> None:

@@ -37,7 +37,7 @@ class Plan:
     indices.
     """
 
-    lanes: int
+    lanes: Lanes
     chunk: int
     groups: int
     sample: int
@@ -45,12 +45,13 @@ class Plan:
     room: int
 
     @classmethod
-    def of(cls, lanes: int, chunk: int, groups: int, sample: int, most: int, rows: int) -> Plan:
+    def of(cls, lanes: Lanes, chunk: int, groups: int, sample: int, most: int, rows: int) -> Plan:
         """Return a plan for lists of ``most`` entries.
 
         A chunk and the vectors that a search wants fit in beside them.
         """
-        entries = max(most + chunk, (groups + sample) * lanes) + (UNROLL + 1) * lanes
+        entries = max(most + chunk, (groups + sample) * lanes.count)
+        entries += (UNROLL + 1) * lanes.count
         return cls(lanes, chunk, groups, sample, rows, -(-entries // _LINE) * _LINE)
 
     @property
@@ -64,7 +65,7 @@ class Best:
 
     def __init__(self, plan: Plan, workspace: Buffer, workers: int, worker: Expr) -> None:
         """Declare the state of a worker's lists."""
-        self.plan, self.lanes, self.chunk = plan, Lanes(plan.lanes), plan.chunk
+        self.plan, self.lanes, self.chunk = plan, plan.lanes, plan.chunk
         entries = (2 * workers * plan.rows * plan.room,)
         self.values = T.decl_buffer(entries, "float32", data=workspace.data)
         self.indices = T.decl_buffer(entries, "int32", data=workspace.data)
@@ -227,6 +228,33 @@ class Best:
         return Entries(self, self.base(row), self.index_base(row), size)
 
     def _keep(self, row: Expr) -> None:
+        """Emit that a list keeps its best scores."""
+        if not self.lanes.tables:
+            self._keep_some(row)
+            return
+        # Without ties to drop, as nearly always: a comparison, a compression.
+        with T.If(self.search.exact(row)):
+            with T.Then():
+                self._keep_exact(row)
+            with T.Else():
+                self._keep_some(row)
+
+    def _keep_exact(self, row: Expr) -> None:
+        """Emit that a list keeps the scores that reach what a search found, as many as wanted."""
+        lanes, passed = self.lanes, self.get("passed", row)
+        base, index_base = T.bind(self.base(row) + passed), T.bind(self.index_base(row) + passed)
+        least = self.search.found(row)
+        entries = Entries(self, base, index_base, T.int32(0))
+        with T.serial(ceildiv(self.get("size", row), lanes.count)) as step:
+            at = T.bind(T.cast(step * lanes.count, "int64"))
+            scores = T.bind(self.values.vload([base + at], lanes.f32))
+            indices = T.bind(self.indices.vload([index_base + at], lanes.i32))
+            entries.all(scores, indices, scores >= lanes.splat(least))
+        # Lanes beyond the end may have come as well.
+        self.put("size", row, self.get("most", row))
+        vector.store(self.bounds, [row], least)
+
+    def _keep_some(self, row: Expr) -> None:
         """Emit that a list keeps the scores above what a search found, and the first equal ones."""
         lanes, search = self.lanes, self.search
         size, passed = self.get("size", row), self.get("passed", row)
@@ -277,7 +305,10 @@ class Entries:
         """
         half = self.lanes.count // 2
         at, count = T.bind(T.cast(self.size[0], "int64")), T.bind(self.lanes.counted(chosen))
-        packed = [T.bind(self.lanes.compressed(values, chosen)) for values in (scores, indices)]
+        packed = [
+            T.bind(self.lanes.compressed(scores, chosen)),
+            T.bind(self.lanes.listed(indices, chosen)),
+        ]
         for values, buffer, base in zip(packed, self.lists, self.bases, strict=True):
             vector.store(buffer, [base + at], T.Shuffle([values], list(range(half))))
         with T.If(count > half), T.Then():

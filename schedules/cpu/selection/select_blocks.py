@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 from wattune.ops.gate_parts import block_count
 from wattune.ops.select_blocks import SelectBlocks
-from wattune.schedules.cpu.lanes import lanes_knob
+from wattune.schedules.cpu.lanes import Lanes, lanes_knob
 from wattune.schedules.cpu.selection.base import VectorTemplate
 from wattune.schedules.cpu.selection.select_best import Plan
 from wattune.schedules.cpu.selection.select_blocks_kernel import Kernel
@@ -79,7 +79,7 @@ class SelectBlocksVector(VectorTemplate):
         lanes, chunk, groups, sample, rows = (
             int(values[name]) for name in ("lanes", "chunk", "groups", "sample", "rows")
         )
-        plan = Plan.of(lanes, chunk, groups, sample, problem.max_blocks, rows)
+        plan = Plan.of(Lanes.of(target, lanes), chunk, groups, sample, problem.max_blocks, rows)
         return Kernel(problem, target.threads, plan)
 
     def body(

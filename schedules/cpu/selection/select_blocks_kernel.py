@@ -71,7 +71,8 @@ class Kernel:
             with T.serial(count) as i:
                 self._write(best, i, self._place(tensors, scores, first + i), outputs)
 
-        spread(self.threads, ceildiv(rows, plan.rows), task)
+        with plan.lanes.functions():
+            spread(self.threads, ceildiv(rows, plan.rows), task)
 
     @property
     def tokens(self) -> int:

@@ -13,8 +13,11 @@ from wattune.schedules.cpu.lanes import INFINITY, Lanes
 
 Expr = Any
 Buffer = Any
-# Of a vector: its scores, its lanes' indices, how many of its last lanes count (None: all).
+# Of a vector: its scores, its lanes' indices (as `Lanes.numbers` has them), how many of its last
+# lanes count (None: all).
 Body = Callable[[Expr, Expr, Expr | None], None]
+# Vectors of a turn of the loop: with eight lanes one vector is little beside the loop itself.
+_TURN = 4
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,27 @@ class Row:
         whole = T.bind(T.truncdiv(count, lanes.count))
         # Counted in a register: a broadcast competes with comparisons and compressions.
         indices = vector.array(lanes.count, "int32")
-        vector.store(indices, [0], T.ramp(self.first, 1, lanes.count))
-        with T.serial(whole) as step:
+        vector.store(indices, [0], lanes.numbers(self.first))
+
+        def one(step: Expr) -> None:
             index = T.bind(indices.vload([0], lanes.i32))
             score = self.load(lanes, self.first + step * lanes.count)
             body(T.bind(lanes.real(score)), index, None)
             vector.store(indices, [0], index + lanes.each_int(lanes.count))
+
+        # rewrite: for step: one(step) -> for turn: one(0) ... one(3); for the rest: one(step)
+        turn = _TURN if lanes.tables else 1
+        with T.serial(T.truncdiv(whole, turn)) as step:
+            for i in range(turn):
+                one(step * turn + i)
+        if turn > 1:
+            done = T.bind(T.truncdiv(whole, turn) * turn)
+            with T.serial(whole - done) as step:
+                one(done + step)
         rest = T.bind(count - whole * lanes.count)
         with T.If(rest > 0), T.Then():
             scores = T.bind(self._tail(lanes, count, rest))
-            body(scores, T.ramp(self.end - lanes.count, 1, lanes.count), rest)
+            body(scores, lanes.numbers(self.end - lanes.count), rest)
 
     def _tail(self, lanes: Lanes, count: Expr, rest: Expr) -> Expr:
         """Return the ``rest`` last scores in the last lanes of a vector, -inf in the others."""

@@ -38,7 +38,7 @@ _SLOW = 3
 UNROLL = 4
 # A lane of each for a list; ``side`` is the end that the last step moved: 1 for low, 2 for high.
 _STATE = ("low", "high", "above", "most", "slack", "vectors", "side", "slow")
-_INTEGERS = (*_STATE, "counted", "middle", "reaching")
+_INTEGERS = (*_STATE, "counted", "middle", "reaching", "excess")
 _FLOATS = ("lead", "lag", "bound")
 _LOW, _HIGH = 1, 2
 # The bits of 1.0.
@@ -63,7 +63,7 @@ class Search:
         """Declare the state."""
         self.values, self.lanes = values, lanes
         self._scale: Scale = number
-        self.state = state = Lanes(max(count, _LEAST))
+        self.state = state = Lanes(max(count, _LEAST), lanes.tables)
         self._held = {name: vector.array(state.count, "int32") for name in _INTEGERS}
         self._held.update({name: vector.array(state.count, "float32") for name in _FLOATS})
         self._before = vector.array(state.count, "uint32")
@@ -92,6 +92,8 @@ class Search:
         entries = {"low": low, "high": T.Select(enough, low, high), "above": T.int32(0)}
         entries.update(most=most, slack=slack, vectors=ceildiv(vectors, UNROLL) * UNROLL)
         wanted = self._scale(most, 1)
+        if self.lanes.tables:
+            entries.update(excess=size - most)
         entries.update(lead=self._scale(size, 1) - wanted, lag=wanted)
         for name, value in entries.items():
             vector.store(self._held[name], [which], value)
@@ -116,6 +118,10 @@ class Search:
     def above(self, which: Expr) -> Expr:
         """Return how many scores are known to lie above it."""
         return T.bind(self._held["above"][which])
+
+    def exact(self, which: Expr) -> Expr:
+        """Say whether no more scores reach it than were asked for; known with tables only."""
+        return self._held["excess"][which].equal(0)
 
     def used(self, which: Expr) -> Expr:
         """Say whether a list was searched."""
@@ -183,9 +189,13 @@ class Search:
         self._store("high", T.Select(enough, middle, lower))
         self._store("above", T.Select(lowered(), reaching, self._load("above")))
         self._store("low", T.Select(raised(), middle, low))
+        if self.lanes.tables:
+            self._store("excess", T.Select(raised(), excess, self._load("excess")))
 
     def _reaching(self, which: Expr) -> Expr:
         """Return how many scores of a list reach the middle."""
+        if self.lanes.tables:
+            return self._reaching_in_lanes(which)
         lanes, total = self.lanes, vector.array(1, "int32")
         bound, start = T.bind(self._held["bound"][which]), T.bind(self._starts[which])
         vector.store(total, [0], T.int32(0))
@@ -194,6 +204,22 @@ class Search:
             scores = self.values.vload([start + step * lanes.count], lanes.f32)
             vector.store(total, [0], total[0] + lanes.counted(scores >= lanes.splat(bound)))
         return T.bind(total[0])
+
+    def _reaching_in_lanes(self, which: Expr) -> Expr:
+        """Return the same; truth is -1 in a lane: two instructions a vector instead of four."""
+        lanes = self.lanes
+        bound, start = T.bind(self._held["bound"][which]), T.bind(self._starts[which])
+        sums = [vector.array(lanes.count, "int32") for _ in range(UNROLL)]
+        for each in sums:
+            vector.store(each, [0], lanes.each_int(0))
+        with T.serial(T.truncdiv(self._held["counted"][which], UNROLL)) as step:
+            for i, each in enumerate(sums):
+                at = T.bind(start + (step * UNROLL + i) * lanes.count)
+                reached = self.values.vload([at], lanes.f32) >= lanes.splat(bound)
+                one = T.Select(reached, lanes.each_int(-1), lanes.each_int(0))
+                vector.store(each, [0], each.vload([0], lanes.i32) - one)
+        parts = [each.vload([0], lanes.i32) for each in sums]
+        return T.bind(lanes.total(T.bind((parts[0] + parts[1]) + (parts[2] + parts[3]))))
 
     def _extremes(self, start: Expr, vectors: Expr) -> tuple[Expr, Expr]:
         """Return the least and the greatest score of a list."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from wattune.ops.select_union import SelectUnion
-from wattune.schedules.cpu.lanes import lanes_knob
+from wattune.schedules.cpu.lanes import Lanes, lanes_knob
 from wattune.schedules.cpu.selection.base import VectorTemplate
 from wattune.schedules.cpu.selection.select_best import Plan
 from wattune.schedules.cpu.selection.select_sort import PASSES
@@ -47,7 +47,7 @@ class SelectUnionSort(VectorTemplate):
     def scratch(self, problem: SelectUnion, target: Target, values: Mapping[str, Value]) -> Scratch:
         """Return the workspace."""
         lanes, chunk, sample = (int(values[name]) for name in ("lanes", "chunk", "sample"))
-        plan = Plan.of(lanes, chunk, 0, sample, problem.middle, 1)
+        plan = Plan.of(Lanes.of(target, lanes), chunk, 0, sample, problem.middle, 1)
         return Scratch.of(problem, target.threads, plan)
 
     def sizes(

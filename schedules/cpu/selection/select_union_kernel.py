@@ -102,7 +102,8 @@ class Kernel:
                     self._write_all(tensors, item, length)
 
         if problem.middle:
-            spread(scratch.threads, batch * problem.query_heads, rank)
+            with scratch.plan.lanes.functions():
+                spread(scratch.threads, batch * problem.query_heads, rank)
         spread(scratch.threads, batch * problem.unions, unite)
 
     def _own(self, worker: Expr) -> Expr:
