@@ -45,8 +45,8 @@ class Policy:
     considered, the incumbent's and a random one's among them. ``window``: how many of the last
     predictions tell the error. ``drift``: how many standard deviations an incumbent may move before
     all is doubted. ``most``: beside the ``least`` of each round, energies are at most this share of
-    the candidates whose latency is known, so that a badly foretold device cannot cost as much as
-    measuring everything.
+    the latencies, those that are still to come among them: early energies steer the search, and a
+    badly foretold device cannot cost as much as measuring everything.
     """
 
     learning: int = 24
@@ -144,7 +144,7 @@ def next_fraction(
 
 
 def energies_left(latencies: int, energies: int, policy: Policy) -> int:
-    """Return how many energies may follow ``energies`` when so many latencies are known."""
+    """Return how many energies may follow ``energies`` in a tune of so many latencies."""
     return max(policy.learning, int(policy.most * latencies)) - energies
 
 

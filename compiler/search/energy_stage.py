@@ -64,10 +64,13 @@ class EnergyStage:
         self.forecasts: list[Forecast] = []
         self.decisions: list[Decision] = []
 
-    def choose(self, history: Sequence[Record], model: CostModel | None) -> Choice:
+    def choose(
+        self, history: Sequence[Record], model: CostModel | None, planned: int = 0
+    ) -> Choice:
         """Choose among the problem's valid records that are near the best latency.
 
-        Without a model nothing says which are worth it: all of them are.
+        Without a model nothing says which are worth it: all of them are. ``planned``: how many
+        latencies the tune is to have of the problem.
         """
         fastest = _fastest(history)
         energies = [record for record in history if record.joules is not None]
@@ -80,7 +83,7 @@ class EnergyStage:
         scores = np.array([r.latency * watts.get(r.candidate, 1.0) for r in waiting])
         count = len(waiting)
         if watts:
-            left = energies_left(len(fastest), len(energies), self.policy)
+            left = energies_left(max(planned, len(fastest)), len(energies), self.policy)
             count = count_to_measure(count, self.fraction, incumbent is not None, left, self.policy)
         at, random = pick(scores, count, self._rng(waiting))
         chosen = tuple(waiting[i].candidate for i in at)

@@ -237,7 +237,8 @@ class Session:
         if run is None:
             return
         stage = self._stage(problem)
-        choice = stage.choose(self.history[problem], self.model)
+        planned = self.budget.trials // len(self.tasks)
+        choice = stage.choose(self.history[problem], self.model, planned)
         if not choice.candidates:
             return
         self.progress(RoundStarted(phase.name, problem, len(choice.candidates)))

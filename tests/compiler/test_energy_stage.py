@@ -163,6 +163,15 @@ def test_energies_are_a_share_of_the_latencies_however_bad_the_model() -> None:
     assert all(one.random == 1 for one in stage.decisions[1:])
 
 
+def test_latencies_to_come_count_as_well() -> None:
+    stage, history, runner = EnergyStage(parse_objective("energy")), records(40), MeteredApart()
+    known = [*history, *runner.energy([record.candidate for record in history[:24]])]
+    least = stage.policy.least
+    assert len(stage.choose(known, Knowing()).candidates) == least
+    assert len(stage.choose(known, Knowing(), planned=120).candidates) == 30 - 24
+    assert len(stage.choose(known, Knowing(), planned=400).candidates) == 40 - 24 + 1
+
+
 def test_the_incumbent_is_measured_again_and_drift_is_doubted() -> None:
     # From the 46th energy on everything needs a tenth more.
     stage = EnergyStage(parse_objective("energy"), policy=UNBOUND)
