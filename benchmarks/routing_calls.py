@@ -12,14 +12,12 @@ what is timed later.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from benchmarks.kept import Kept, add_options, kept_in
 
 from wattune.compiler.bench.machine import describe_machine
 from wattune.compiler.bench.results import results_file, write_rows
@@ -37,16 +35,14 @@ RESULTS = Path(__file__).with_name("results")
 EXPERTS, TOP_K = 256, 8
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 1024)
 COPIES = 64
-ROUNDS, BUDGET = 5, 0.05
+ROUNDS, BUDGET = 15, 0.02
 
 
 class Timed:
     """A compiled kernel with its arguments; inputs rotate."""
 
-    def __init__(self, problem: Problem, target: Target, folder: Path, empty: bool) -> None:
+    def __init__(self, problem: Problem, target: Target, kept: Kept, empty: bool) -> None:
         """Compile the default schedule, or nothing."""
-        import tvm
-
         template = templates_for(problem, target)[0]
         values = template.space(problem, target).default()
         sizes = template.sizes(problem, target, values)
@@ -55,12 +51,7 @@ class Timed:
         if empty:
             function = tensor_program(arguments, sizes, _nothing)
         name = "empty" if empty else problem.operator
-        made_by = json.dumps([template.source_hash(), target.to_json()], sort_keys=True)
-        digest = hashlib.sha256(made_by.encode()).hexdigest()[:12]
-        path = folder / f"{name}-{problem.extents['tokens']}-{digest}.so"
-        if not path.exists():
-            module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-            tvm.tirx.build(module, tvm.target.Target(target.llvm())).export_library(str(path))
+        path = kept.path(name, template, problem, target, values, lambda: function)
         self.library = Library(str(path))
         sizes = {**problem.extents, **sizes}
         drawn = [_inputs(problem, seed) for seed in range(COPIES)]
@@ -106,15 +97,15 @@ def _inputs(problem: Problem, seed: int) -> dict[str, Any]:
     return {"topk_ids": order[:, :TOP_K].astype(np.int32)}
 
 
-def kernels(target: Target, tokens: int, folder: Path) -> dict[str, Timed]:
+def kernels(target: Target, tokens: int, kept: Kept) -> dict[str, Timed]:
     """Compile what is timed for a number of tokens."""
     align = MoeAlignBlockSize(tokens, EXPERTS, TOP_K)
     return {
         "topk": Timed(
-            MoeTopk(tokens, EXPERTS, TOP_K, e_score_correction_bias=True), target, folder, False
+            MoeTopk(tokens, EXPERTS, TOP_K, e_score_correction_bias=True), target, kept, False
         ),
-        "align": Timed(align, target, folder, False),
-        "empty": Timed(align, target, folder, True),
+        "align": Timed(align, target, kept, False),
+        "empty": Timed(align, target, kept, True),
     }
 
 
@@ -124,29 +115,29 @@ def row(tokens: int, timed: dict[str, Timed]) -> dict[str, Any]:
         for one in timed.values():
             one.measure()
     seconds = {name: median(one.runs) for name, one in timed.items()}
-    both = seconds["align"] + seconds["topk"]
+    both = [a + t for a, t in zip(timed["align"].runs, timed["topk"].runs, strict=True)]
+
+    def share(name: str) -> float:
+        """Return the median over the rounds: a machine may be slower in some of them."""
+        return median(run / whole for run, whole in zip(timed[name].runs, both, strict=True))
+
     return {
         "tokens": tokens,
         "threads": 1,
         "seconds": seconds,
-        "align_over_both": seconds["align"] / both,
-        "empty_over_both": seconds["empty"] / both,
+        "align_over_both": share("align"),
+        "empty_over_both": share("empty"),
     }
 
 
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="where kernels are kept")
-    parser.add_argument("--compile", action="store_true", help="measure nothing")
+    add_options(parser)
     options = parser.parse_args()
-    if options.compile and not options.folder:
-        parser.error("--compile needs --folder, where the kernels are kept")
     target, rows = Target.native(threads=1), []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        compiled = {tokens: kernels(target, tokens, folder) for tokens in TOKENS}
+    with kept_in(parser, options) as kept:
+        compiled = {tokens: kernels(target, tokens, kept) for tokens in TOKENS}
         if options.compile:
             return
         for tokens, timed in compiled.items():
