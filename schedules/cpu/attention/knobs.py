@@ -18,6 +18,8 @@ COLUMNS = (2, 4, 8)
 CHUNKS, LISTED_CHUNKS = 4, 8
 # Blocks that are read side by side, from a first cache of so many bytes on.
 STREAMS, LARGE_L1 = 4, 48 << 10
+# Vector registers of a target without AVX-512.
+FEW_REGISTERS = 16
 # The most query rows of a key that memory keeps up with.
 FEW_ROWS = 8
 # Registers beside sums: a loaded vector in two parts, a query or weight.
@@ -77,13 +79,16 @@ class Reading:
 
     @classmethod
     def of(cls, problem: Any, target: Target) -> Reading:
-        """Choose by measurements, those of `benchmarks/bandwidth.py` on Zen 4 and Zen 5.
+        """Choose by measurements, those of `benchmarks/bandwidth.py` on Zen 3, 4 and 5.
 
         With a first cache of 48 KiB (Zen 5) rows are asked for into it, dense keys and values are
         read in turn, a page of each, and listed blocks side by side. With a smaller one (Zen 4)
         rows are asked for into the second cache, and pages of listed blocks are woken. Tables of
-        listed keys cost more than those of dense ones: larger tiles.
+        listed keys cost more than those of dense ones: larger tiles. With 16 registers (Zen 3) a
+        pass over values covers half a line of a row: passes of a few rows, asked for just ahead.
         """
+        if target.has("avx2", "fma") and registers_of(target) == FEW_REGISTERS:
+            return cls._few_registers(problem)
         large = "dot" in arithmetic_of(problem, target) and target.l1 >= LARGE_L1
         if hasattr(problem, "max_blocks"):
             if large:
@@ -97,6 +102,13 @@ class Reading:
         if is_listed(problem):
             return cls(128, stretch=16, prefetch=32)
         return cls(64, stretch=128, prefetch=64)
+
+    @classmethod
+    def _few_registers(cls, problem: Any) -> Reading:
+        """Choose for AVX2 without AVX-512."""
+        if hasattr(problem, "max_blocks"):
+            return cls(128, stretch=16, prefetch=32, streams=2)
+        return cls(128 if is_listed(problem) else 64, stretch=16, prefetch=16)
 
 
 def knobs(problem: Attention, target: Target) -> tuple[Knob, ...]:
