@@ -5,7 +5,8 @@ its arithmetic alone; that of eight heads at 4K reads the third cache beside. By
 since the default one is made for keys that come from memory. The same for quantised caches in the
 second cache, by the default schedule: what those that come from memory are bound by. One row a
 problem and schedule: GB/s beside the bandwidth of reading the same footprint, and the share of the
-bfloat16 dot products that the unit could do. In one thread, called from C as the tuner measures it.
+dot products, of bfloat16 or of 16-bit integers, that the unit could do. In one thread, called from
+C as the tuner measures it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from wattune.compiler.bench.machine import describe_machine
 from wattune.compiler.bench.results import results_file, write_rows
+from wattune.compiler.bench.units import SHARES, unit_of
 from wattune.compiler.measure.limits import read_bandwidth_at, unit_gops
 from wattune.compiler.measure.runner import LocalRunner
 from wattune.ops import DecodeAttention, Problem, QuantizedDecodeAttention, operator
@@ -54,7 +56,7 @@ def rows(
         before = read_bandwidth_at(work.bytes, 1)
         records = runner.interleaved([candidate(problem, target, knobs) for knobs in schedules])
         limit = max(before, read_bandwidth_at(work.bytes, 1))
-    dots = unit_gops("bf16_gflops", 1)
+    peaks = {unit: unit_gops(unit, 1) for unit in SHARES}
     found: list[dict[str, object]] = []
     for knobs, record in zip(schedules, records, strict=True):
         seconds = record.latency
@@ -68,8 +70,9 @@ def rows(
             "limit_gbps": round(limit, 1),
             "of_limit": round(work.bytes / seconds / 1e9 / limit, 3),
         }
-        if dots and isinstance(problem, DecodeAttention):
-            row["of_dots"] = round(work.operations / seconds / 1e9 / dots, 3)
+        unit = unit_of(candidate(problem, target, knobs))
+        if unit:
+            row[SHARES[unit]] = round(work.operations / seconds / 1e9 / peaks[unit], 3)
         found.append(row)
     return found
 

@@ -2,9 +2,9 @@
 
 The kernel alone, called from C as the tuner measures it, by the default schedule; the machine's
 bandwidth is measured at the same footprint, threads and pages just before and just after, and the
-better of the two counts; for attention on dot products of bfloat16 or on fp32 multiply-adds, its
-share of that unit's speed as well. Bytes are those of the packed weights, or those that must move.
-One JSON row a problem, mode and number of threads, each kept in a dated file in
+better of the two counts; for attention on dot products of bfloat16 or of 16-bit integers, or on fp32
+multiply-adds, its share of that unit's speed as well. Bytes are those of the packed weights, or
+those that must move. One JSON row a problem, mode and number of threads, each kept in a dated file in
 ``benchmarks/results/`` as soon as it is measured, beside rows of the same day for other problems
 and threads.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from wattune.compiler.bench.machine import describe_machine
 from wattune.compiler.bench.results import results_file, write_rows
 from wattune.compiler.bench.run import rotates
+from wattune.compiler.bench.units import SHARES, unit_of
 from wattune.compiler.measure.limits import read_bandwidth_at, unit_gops
 from wattune.compiler.measure.pool import cold_footprint
 from wattune.compiler.measure.runner import LocalRunner
@@ -41,8 +42,6 @@ RESULTS = Path(__file__).parent / "results"
 HEADS = (32, 8, 128)
 SHAPES = ((4096, 4096), (14336, 4096))
 LONG = (32768, 131072)
-# What a kernel's ``scores`` are made of -> name of its share in a row, the unit's field in limits.
-UNITS = {"dot": ("of_dots", "bf16_gflops"), "fma": ("of_fma", "fma_gflops")}
 
 # Operator -> problems by mode.
 PROBLEMS: dict[str, dict[str, tuple[Problem, ...]]] = {
@@ -115,13 +114,12 @@ def row(target: Target, mode: str, problem: Problem) -> dict[str, object]:
         "limit_gbps": round(limit, 1),
         "of_limit": round(gbps / limit, 3),
     }
-    if unit := UNITS.get(str(candidate.schedule.values.get("scores"))):
+    if unit := unit_of(candidate):
         # The unit may bind before the caches do.
-        name, limits = unit
         rate = operator(problem.operator).work(problem).operations / record.latency
         # The best of three: threads that wait for a busy core make a sample worthless.
-        peak = max(unit_gops(limits, target.threads) for _ in range(3))
-        found[name] = round(rate / 1e9 / peak, 3)
+        peak = max(unit_gops(unit, target.threads) for _ in range(3))
+        found[SHARES[unit]] = round(rate / 1e9 / peak, 3)
     return found
 
 

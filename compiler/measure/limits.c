@@ -110,6 +110,29 @@ static double dot256(int64_t count) {
 #endif
 }
 
+/* Pairs of 16-bit integers: products that are added by an instruction of their own. */
+static double words(int64_t count) {
+#ifdef __AVX2__
+  __m256i u = _mm256_setzero_si256(), product;
+#define START(i) __m256i a##i = _mm256_setzero_si256();
+#define STEP(i)                                              \
+  __asm__ volatile("vpmaddwd %2, %2, %1; vpaddd %1, %0, %0" \
+                   : "+x"(a##i), "=&x"(product)             \
+                   : "x"(u));
+#define SUM(i) sink += _mm256_extract_epi32(a##i, 0);
+  TWELVE(START)
+  for (int64_t i = 0; i < count; ++i) { TWELVE(STEP) }
+  TWELVE(SUM)
+#undef START
+#undef STEP
+#undef SUM
+  return 12 * 16 * 2;
+#else
+  (void)count;
+  return 0;
+#endif
+}
+
 static double multiply_add(int64_t count) {
   Floats u = {0};
   /* Named, or hidden: chains that the compiler knows to be equal become a single one. */
@@ -314,9 +337,10 @@ double wattune_read(const char *data, int64_t bytes, int way, int threads, const
   return rate(&job, threads, cpus);
 }
 
-/* Returns operations per second of a unit: 0 dot512, 1 dot256, 2 multiply_add, 3 tile, 4 dot_bf16. */
+/* Returns operations per second of a unit: 0 dot512, 1 dot256, 2 multiply_add, 3 tile, 4 dot_bf16,
+ * 5 words. */
 double wattune_unit(int unit, int threads, const int32_t *cpus, double budget) {
-  double (*const units[])(int64_t) = {dot512, dot256, multiply_add, tile, dot_bf16};
+  double (*const units[])(int64_t) = {dot512, dot256, multiply_add, tile, dot_bf16, words};
   Job job = {.unit = units[unit], .budget = budget, .passes = 1};
   return rate(&job, threads, cpus);
 }

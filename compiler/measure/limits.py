@@ -29,7 +29,7 @@ READ_PASSES = 5
 UNIT_SECONDS = 0.1
 _WAYS = 3
 # Fields of `Limits` in the order of wattune_unit.
-_UNITS = ("vnni_gops", "vnni256_gops", "fma_gflops", "amx_gops", "bf16_gflops")
+_UNITS = ("vnni_gops", "vnni256_gops", "fma_gflops", "amx_gops", "bf16_gflops", "words_gops")
 
 
 def limits_key(threads: int, footprint: int, huge: bool) -> str:
@@ -52,6 +52,7 @@ class Limits:
     amx_gops: dict[str, float] = field(default_factory=dict, hash=False)
     fma_gflops: dict[str, float] = field(default_factory=dict, hash=False)
     bf16_gflops: dict[str, float] = field(default_factory=dict, hash=False)
+    words_gops: dict[str, float] = field(default_factory=dict, hash=False)
 
     def read_bandwidth(self, footprint: int, threads: int, huge: bool = True) -> float:
         """Return GB/s at a footprint, between the measured ones on a logarithmic scale."""

@@ -224,6 +224,11 @@ def dot_pairs_s16(left: Expr, right: Expr) -> Expr:
     return _intrinsic("llvm.x86.avx2.pmadd.wd", "int32x8", left, right)
 
 
+def add_pairs_s16(total: Expr, left: Expr, right: Expr) -> Expr:
+    """Add two products of 16-bit lanes to each 32-bit lane (vpmaddwd, vpaddd, 256 bits)."""
+    return total + _opaque("llvm.x86.avx2.pmadd.wd", "int32x8", left, right)
+
+
 def lookup128(low: Expr, index: Expr, high: Expr) -> Expr:
     """Look 64 bytes up in a table of 128: bit 6 of the index chooses the half (vpermi2b)."""
     return _intrinsic("llvm.x86.avx512.vpermi2var.qi.512", "int8x64", low, index, high)
@@ -293,6 +298,16 @@ def apply_sign(value: Expr, sign: Expr) -> Expr:
 def round_product(left: Expr, right: Expr) -> Expr:
     """Return round(left * right / 2^15) of 16-bit lanes (vpmulhrsw, 256 bits)."""
     return _intrinsic("llvm.x86.avx2.pmul.hr.sw", "int16x16", left, right)
+
+
+def nearest_s32(value: Expr) -> Expr:
+    """Round float32x8 to integers, ties to even (vcvtps2dq, 256 bits)."""
+    return _intrinsic("llvm.x86.avx.cvt.ps2dq.256", "int32x8", value)
+
+
+def pack_s32(low: Expr, high: Expr) -> Expr:
+    """Narrow 32-bit lanes to signed 16; low, then high, in each 128-bit lane (vpackssdw, 256)."""
+    return _intrinsic("llvm.x86.avx2.packssdw", "int16x16", low, high)
 
 
 def pack_s16(low: Expr, high: Expr) -> Expr:

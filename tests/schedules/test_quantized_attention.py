@@ -72,10 +72,58 @@ def test_lengths(problem: QuantizedDecodeAttention, knobs: dict[str, Any]) -> No
     compiled.check(ragged(problem, lengths(problem.block_tokens)))
 
 
+@pytest.mark.isa("avx2", "f16c", "fma")
+@pytest.mark.parametrize(("problem", "knobs"), CASES, ids=str)
+def test_lengths_on_avx2(problem: QuantizedDecodeAttention, knobs: dict[str, Any]) -> None:
+    knobs = {**knobs, "rows": min(4, knobs.get("rows", 1))}
+    compiled = Compiled(problem, AVX2, **knobs)
+    assert type(compiled.template) is Avx2Attention
+    compiled.check(ragged(problem, lengths(problem.block_tokens)))
+
+
+@pytest.mark.isa("avx2", "f16c", "fma")
+@pytest.mark.parametrize("format", ["int8", "int4", "int2"])
+@pytest.mark.parametrize(("head_dim", "key_groups"), [(256, "token"), (512, "channel")])
+def test_the_largest_sums_fit_on_avx2(format: str, head_dim: int, key_groups: str) -> None:
+    """All codes at their largest, all numbers of a query alike: sums reach what 32 bits hold."""
+    problem = QuantizedDecodeAttention(
+        *(1, 256, 4, 1, head_dim),
+        value_dim=64,
+        format=format,
+        key_groups=key_groups,
+        group_size=64 if key_groups == "channel" else 128 // 2,
+        return_lse=True,
+    )
+    inputs = ragged(problem, (256,))
+    inputs["k_codes"][...] = inputs["v_codes"][...] = 255
+    signs = np.array([1, -1, 1, -1], np.float32)[:, None]
+    inputs["q"] = (np.ones((1, 1, 4, head_dim), np.float32) * signs).astype(inputs["q"].dtype)
+    # Scales that differ by token or channel would not give the largest numbers everywhere.
+    inputs["k_params"][..., 0, :] = 4 / (2**problem.quantized.bits - 1)
+    Compiled(problem, AVX2).check(inputs)
+
+
+@pytest.mark.isa("avx2", "f16c", "fma")
+@pytest.mark.parametrize("key_groups", ["channel", "token"])
+def test_outliers_on_avx2(key_groups: str) -> None:
+    """A channel of queries a thousand times the others, scales that differ as much."""
+    problem = QuantizedDecodeAttention(
+        *(2, 300, 6, 2, 128), key_groups=key_groups, dtype="float32", return_lse=True
+    )
+    inputs = ragged(problem, (300, 129))
+    inputs["q"][..., 5] = 0
+    inputs["q"][..., 70] *= 8
+    scales = inputs["v_params"]
+    scales[..., 0, ::16] = scales[..., 0, ::16] * np.float16(0.001)
+    if key_groups == "channel":
+        inputs["k_params"][..., 5] *= np.float16(1000)
+    Compiled(problem, AVX2).check(inputs)
+
+
 TARGETS = [
     (AVX_VNNI, "int8", "token", Avx2Attention, ("avx_vnni",)),
     (AVX2, "int2", "channel", Avx2Attention, ("avx2", "fma")),
-    (AVX2, "int8", "channel", PortableAttention, ("avx2", "fma")),
+    (AVX2, "int8", "channel", Avx2Attention, ("avx2", "fma")),
     (GENERIC, "int4", "token", PortableAttention, ()),
 ]
 
@@ -135,16 +183,24 @@ def test_sampled_schedules(key_groups: str) -> None:
         Compiled(problem, VECTORS, **values).check(inputs)
 
 
-@pytest.mark.isa("avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+EXACT = [
+    pytest.param(
+        VECTORS, marks=pytest.mark.isa("avx512bw", "avx512dq", "avx512vl", "avx512_vnni"), id="vnni"
+    ),
+    pytest.param(AVX2, marks=pytest.mark.isa("avx2", "f16c", "fma"), id="avx2"),
+]
+
+
+@pytest.mark.parametrize("target", EXACT)
 @pytest.mark.parametrize("key_groups", ["channel", "token"])
-def test_numbers_are_exact_to_two_to_the_minus_14(key_groups: str) -> None:
+def test_numbers_are_exact_to_two_to_the_minus_14(key_groups: str, target: Target) -> None:
     """One peaked score: its error is that of the query's numbers alone."""
     problem = QuantizedDecodeAttention(
         *(1, 128, 4, 1, 128), format="int8", key_groups=key_groups, dtype="float32", return_lse=True
     )
     inputs = ragged(problem, (128,))
     expected = OPERATOR.reference(problem, inputs)
-    got = Compiled(problem, VECTORS).run(inputs)
+    got = Compiled(problem, target).run(inputs)
     size = np.abs(inputs["q"]).sum(-1).max() * problem.scale * 2
     assert np.abs(got["lse"] - expected["lse"]).max() < size * 2.0**-14
     assert np.abs(got["out"] - expected["out"]).max() < 4 * size * 2.0**-14
@@ -184,3 +240,17 @@ def test_the_inner_loops_are_byte_products() -> None:
     code = tvm.tirx.build(module, tvm.target.Target(VECTORS.llvm())).inspect_source("asm")
     assert code.count("vpdpbusd") >= 128
     assert "expf" not in code
+
+
+@pytest.mark.isa("avx2", "f16c", "fma")
+@pytest.mark.parametrize("format", ["int8", "int4", "int2"])
+def test_the_inner_loops_are_products_of_words_on_avx2(format: str) -> None:
+    import tvm
+
+    problem = QuantizedDecodeAttention(1, 4096, 4, 1, 64, format=format)
+    template = Avx2Attention()
+    function = template.lower(problem, AVX2, template.space(problem, AVX2).default())
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    code = tvm.tirx.build(module, tvm.target.Target(AVX2.llvm())).inspect_source("asm")
+    assert code.count("vpmaddwd") >= 128
+    assert "vpmaddubsw" not in code and "%zmm" not in code

@@ -16,6 +16,9 @@ from wattune.schedules.target import Target
 NATIVE = Target.native(threads=1)
 # The same one where there are no tiles.
 TARGETS = tuple(dict.fromkeys((without_tiles(NATIVE), NATIVE)))
+AVX2 = dataclasses.replace(
+    NATIVE, features=tuple(f for f in NATIVE.features if f in ("avx2", "bmi2", "f16c", "fma"))
+)
 LENGTHS = (450, 0, 1, 127, 128, 391)
 VNNI = pytest.mark.isa("avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
 
@@ -43,6 +46,14 @@ def test_lists(problem: QuantizedDecodeAttention, knobs: dict[str, Any], target:
     compiled = Compiled(problem, target, **knobs)
     for seed in (0, 1):
         compiled.check(ragged(problem, LENGTHS, seed))
+
+
+@pytest.mark.isa("avx2", "f16c", "fma")
+@pytest.mark.parametrize(("problem", "knobs"), CASES, ids=str)
+def test_lists_on_avx2(problem: QuantizedDecodeAttention, knobs: dict[str, Any]) -> None:
+    compiled = Compiled(problem, AVX2, **knobs)
+    assert compiled.template.name == "quantized_attention_avx2"
+    compiled.check(ragged(problem, LENGTHS))
 
 
 def test_portable() -> None:

@@ -19,8 +19,9 @@ from wattune.schedules.cpu import amx, vector
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.quantized_attention.amx_plan import CODES, NUMBERS, SUMS, WORDS, AmxPlan
 from wattune.schedules.cpu.quantized_attention.kernel import QuantizedKernel, QuantizedOwn
-from wattune.schedules.cpu.quantized_attention.keys import Keys, Queries, field_of
+from wattune.schedules.cpu.quantized_attention.keys import Keys, Queries
 from wattune.schedules.cpu.quantized_attention.packed import Ahead, Codes
+from wattune.schedules.cpu.quantized_attention.product import field_of
 from wattune.schedules.cpu.quantized_attention.values import PackedValues, Weights
 from wattune.schedules.cpu.vector import BYTES, LANES
 
@@ -80,7 +81,7 @@ class _Engine:
         for at in range(vectors.count):
             value = T.bind(line.load(at * vectors.step, BYTES))
             for field in range(plan.fields):
-                codes = T.reinterpret("int32x16", field_of(plan, value, field))
+                codes = T.reinterpret("int32x16", field_of(value, plan.cache.bits, field))
                 area.store(vectors.row(field, at) * WORDS, codes)
         return area.buffer, area.base, BYTES, BYTES // WORDS
 

@@ -26,10 +26,10 @@ def counts(plan: QuantizedPlan) -> Counts:
     passes = len([r for _, _, count in plan.passes() for r in range(count)])
     # Registers of codes of a key, of both tensors, and products with each.
     registers = (problem.head_dim + problem.value_dim) / (QUAD * product.lanes)
-    adds = 1 if product.dtype == "int32" else QUAD
+    adds = product.adds
     dots = keys * registers * rows * product.terms * adds
     unpacking = 0 if plan.fields == 1 else (2 * plan.fields - 1) / plan.fields
-    unpacking += 0 if adds == 1 else 3 * QUAD
+    unpacking += product.widening
     vectors = LANES / product.lanes
     channels = problem.head_dim / LANES
     span = problem.group_size if plan.per_channel else seen
@@ -38,7 +38,8 @@ def counts(plan: QuantizedPlan) -> Counts:
     softmax = rows * (_SOFTMAX / LANES + _ACROSS / plan.tile)
     sums = rows * 7 * problem.value_dim / LANES / plan.tile
     vector_work = (queries + weights + softmax + sums) * vectors
-    alu = keys * (registers * passes * unpacking + vector_work)
+    # Products that are not summed by the instruction that makes them.
+    alu = keys * (registers * passes * unpacking + vector_work) + dots * product.sums_apart
     held = max(plan.rows * plan.unroll, plan.rows * plan.columns) * plan.parts * product.terms
     chunks = min(plan.base.splits, -(-seen // (plan.base.split_tiles * plan.tile)))
     return Counts(
@@ -46,7 +47,7 @@ def counts(plan: QuantizedPlan) -> Counts:
             "memory": float(work.bytes),
             "l1": dots * 4 / max(1, plan.columns) + work.bytes * passes,
         },
-        operations={"dot": dots, "alu": alu} if adds == 1 else {"alu": dots + alu},
+        operations={"dot": dots, "alu": alu} if product.dtype == "int32" else {"alu": dots + alu},
         tiles={"tiles": keys / plan.tile},
         parallelism=float(problem.batch * problem.kv_heads * chunks),
         registers=held + plan.unroll * plan.parts + 1.0,

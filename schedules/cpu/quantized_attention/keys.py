@@ -173,16 +173,7 @@ class Keys:
                 T.bind(line.load(at * BYTES + part * size, size)) for part in range(plan.parts)
             ]
         for field in fields:
-            codes = [product.unpack(field_of(plan, value, field)) for value in loaded]
+            codes = [product.codes(value, plan.cache.bits, field) for value in loaded]
             quad = product.quad(plan.channel(field, at))
             for r, row in enumerate(rows):
                 product.add(sums, r * len(loaded), row, quad, codes)
-
-
-def field_of(plan: QuantizedPlan, value: Expr, field: int) -> Expr:
-    """Return the codes of one field of the bytes of a register."""
-    bits, size = plan.cache.bits, BYTES // plan.parts
-    if bits == 8:
-        return value
-    shifted = vector.shift_fields(value, field * bits, size) if field else value
-    return T.bind(T.bitwise_and(shifted, vector.splat_u8(2**bits - 1, size)))

@@ -86,6 +86,9 @@ class PackedCache:
         # Params of a group of tokens are used by all its tiles.
         reuse = self.per_channel and plan.tile < plan.problem.group_size
         params_later = start + plan.problem.group_size if reuse else later
+        if reuse and plan.inside:
+            last = T.cast(self.blocks, "int32") * tokens - 1
+            params_later = T.min(params_later, last)
         return Codes(
             self.codes.part((first + start) * self.size),
             self._params(first, start),

@@ -47,6 +47,8 @@ class QuantizedPlan:
     unroll: int
     columns: int
     ahead: int
+    # Whether nothing beyond the cache is prefetched: a search for its page takes long on some CPUs.
+    inside: bool = False
 
     @property
     def cache(self) -> QuantizedKVCache:

@@ -1,4 +1,4 @@
-"""How rows of numbers meet codes in vector registers: products of bytes, or of fp32.
+"""How rows of numbers meet codes in vector registers: products of bytes, of 16 bits, of fp32.
 
 A *row* is a query's channels, or the weights of a query's tokens: numbers that are multiplied with
 codes and summed. `write` brings them into the order in which `add` takes them: *quads* of four
@@ -18,7 +18,7 @@ from tvm.script import tirx as T
 from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.attention.memory import Region
 from wattune.schedules.cpu.quantized_attention.lanes import across, first, fold, magnitude
-from wattune.schedules.cpu.vector import LANES, Registers
+from wattune.schedules.cpu.vector import BYTES, LANES, Registers
 
 Expr = Any
 
@@ -31,6 +31,10 @@ GREATEST = 32639.0
 # byte 0 the low part with its top bit flipped.
 _ROUNDER = 12582912.0 + 128.0
 _FLIPPED = 0x80
+
+
+# Lanes of each quad: the numbers of its even bytes, then those of its odd ones.
+_NARROW = [lane + place for lane in range(0, LANES, QUAD) for place in (0, 2, 1, 3)]
 
 
 class Sums:
@@ -65,6 +69,14 @@ class Sums:
             self.registers.store(i * LANES, value)
 
 
+def field_of(value: Expr, bits: int, field: int, size: int = BYTES) -> Expr:
+    """Return one of the fields of so many bits in each of ``size`` bytes."""
+    if bits == 8:
+        return value
+    shifted = vector.shift_fields(value, field * bits, size) if field else value
+    return T.bind(T.bitwise_and(shifted, vector.splat_u8(2**bits - 1, size)))
+
+
 @dataclass(frozen=True)
 class Product(ABC):
     """Sums of codes times the numbers of rows, in registers of ``lanes`` 32-bit lanes."""
@@ -74,6 +86,13 @@ class Product(ABC):
     dtype: ClassVar[str]
     terms: ClassVar[int]
     width: ClassVar[int]
+    # Registers beside sums and codes.
+    spare: ClassVar[int] = 1
+    # Instructions of a register of codes: products with a row and term, additions of each product,
+    # and what widens the codes.
+    adds: ClassVar[int] = 1
+    sums_apart: ClassVar[int] = 0
+    widening: ClassVar[int] = 0
 
     def words(self, count: int) -> int:
         """Return the words of a row of ``count`` numbers."""
@@ -86,6 +105,10 @@ class Product(ABC):
     @abstractmethod
     def write(self, row: Region, at: Expr, values: Sequence[Expr]) -> Expr:
         """Write vectors of 16 as numbers; returns, in every lane, the unit that sums count in."""
+
+    def codes(self, value: Expr, bits: int, field: int) -> list[Expr]:
+        """Return what `add` takes of a field of so many bits of a register's bytes."""
+        return self.unpack(field_of(value, bits, field, self.lanes * QUAD))
 
     @abstractmethod
     def unpack(self, codes: Expr) -> list[Expr]:
@@ -104,6 +127,16 @@ class Product(ABC):
     def sums(self, count: int) -> Sums:
         """Declare so many sums of zero."""
         return Sums(count * self.terms, self.dtype, self.lanes)
+
+
+def _scale(values: Sequence[Expr], greatest: float) -> tuple[Expr, Expr]:
+    """Return what brings a row's greatest number to ``greatest``, and its size, in all lanes."""
+    peak = across(fold([magnitude(value) for value in values], T.max), T.max)
+    # A row of zeros stays one.
+    peak = T.bind(T.max(peak, math.real(1e-30, LANES)))
+    # One division: that of a vector takes four times as long.
+    scale = T.bind(vector.splat(T.bind(T.float32(greatest) / first(peak)), LANES))
+    return scale, peak
 
 
 class ByteProduct(Product):
@@ -133,11 +166,7 @@ class ByteProduct(Product):
     @staticmethod
     def _integers(values: Sequence[Expr]) -> tuple[list[Expr], Expr]:
         """Return vectors as integers, `_FLIPPED` in the low byte flipped, and their unit."""
-        peak = across(fold([magnitude(value) for value in values], T.max), T.max)
-        # A row of zeros stays one.
-        peak = T.bind(T.max(peak, math.real(1e-30, LANES)))
-        # One division: that of a vector takes four times as long.
-        scale = T.bind(vector.splat(T.bind(T.float32(GREATEST) / first(peak)), LANES))
+        scale, peak = _scale(values, GREATEST)
         rounder = math.real(_ROUNDER, LANES)
         bits = [
             T.reinterpret("uint8x64", T.bind(vector.multiply_add(value, scale, rounder)))
@@ -190,12 +219,83 @@ class PairProduct(ByteProduct):
         return total + vector.dot_pairs_s16(pairs, ones)
 
 
+class WordProduct(Product):
+    """Products of 16-bit integers, two summed to a 32-bit lane (vpmaddwd, vpaddd; 256 bits).
+
+    Codes are widened within their lanes: even bytes, then odd ones; the numbers of either make a
+    word. Numbers are rounded to the row's greatest times 2^-16, and to more where the sum of so
+    many products with bytes, beyond 256, would not fit 32 bits.
+    """
+
+    dtype = "int32"
+    terms = 1
+    width = 2
+    # Even and odd bytes, a quad's half and a product.
+    spare = 4
+    adds = 2
+    sums_apart = 1
+    widening = 2
+
+    def quad(self, number: int) -> int:
+        """Return the word of the numbers of even bytes; that of odd ones follows."""
+        # vpackssdw brings quads of 16 numbers into this order.
+        return number // LANES * (LANES // 2) + (0, 4, 2, 6)[number % LANES // QUAD]
+
+    def write(self, row: Region, at: Expr, values: Sequence[Expr]) -> Expr:
+        """Scale, round and narrow."""
+        greatest = min(2**15 - 1, (2**31 - 1) // (255 * LANES * len(values)))
+        scale, peak = _scale(values, greatest)
+        for i, value in enumerate(values):
+            scaled = T.bind(value * scale)
+            halves = [
+                vector.nearest_s32(T.bind(T.Shuffle([scaled], list(range(lane, lane + 8)))))
+                for lane in (0, 8)
+            ]
+            narrow = T.Shuffle([vector.pack_s32(*halves)], _NARROW)
+            row.store(at + i * (LANES // 2), T.reinterpret("int32x8", narrow))
+        return T.bind(peak * math.real(1 / greatest, LANES))
+
+    def codes(self, value: Expr, bits: int, field: int) -> list[Expr]:
+        """Return the field of even bytes and of odd ones."""
+        words = T.bind(T.reinterpret("uint16x16", value))
+        found = []
+        for shift in (field * bits, 8 + field * bits):
+            part = words
+            if shift:
+                part = T.shift_right(part, vector.splat(T.uint16(shift), LANES))
+            if shift + bits < 16:
+                part = T.bitwise_and(part, vector.splat(T.uint16(2**bits - 1), LANES))
+            found.append(T.bind(T.reinterpret("int16x16", part)))
+        return found
+
+    def unpack(self, codes: Expr) -> list[Expr]:
+        """Return even bytes and odd ones."""
+        return self.codes(codes, 8, 0)
+
+    def add(
+        self, sums: Sums, slot: int, row: Region, at: Expr, codes: Sequence[list[Expr]]
+    ) -> None:
+        """Add two products a register, of even bytes and of odd ones."""
+        for half in range(2):
+            word = vector.splat(row.load(at + half), self.lanes)
+            numbers = T.bind(T.reinterpret("int16x16", word))
+            for i, code in enumerate(codes):
+                total = vector.add_pairs_s16(sums.values[slot + i], code[half], numbers)
+                sums.values[slot + i] = T.bind(total)
+
+    def total(self, sums: Sums, slot: int) -> Expr:
+        """Return the sum."""
+        return T.bind(T.cast(sums.values[slot], math.kind("float32", self.lanes)))
+
+
 class RealProduct(Product):
     """Products of fp32: codes are widened, one byte of each lane at a time."""
 
     dtype = "float32"
     terms = 1
     width = 4
+    adds = QUAD
+    widening = 3 * QUAD
 
     def quad(self, number: int) -> int:
         """Return the word of the first number."""

@@ -10,6 +10,7 @@ from wattune.schedules.cpu.quantized_attention.product import (
     PairProduct,
     Product,
     RealProduct,
+    WordProduct,
 )
 from wattune.schedules.target import Target
 
@@ -32,20 +33,21 @@ class VnniAttention(QuantizedAttentionTemplate):
 
 
 class Avx2Attention(QuantizedAttentionTemplate):
-    """Products of bytes in registers of 256 bits: AVX-VNNI, or AVX2 for codes below 8 bits."""
+    """Products in registers of 256 bits: of bytes with AVX-VNNI, of 16-bit integers with AVX2."""
 
     name = "quantized_attention_avx2"
 
     def applies(self, problem: QuantizedDecodeAttention, target: Target) -> bool:
-        """Need what the codes can be multiplied by, and no wider registers."""
-        narrow = problem.format != "int8"
-        return (
-            target.has(*_AVX2) and not target.has(*_AVX512) and (narrow or target.has("avx_vnni"))
-        )
+        """Need no wider registers, or codes for which these have no products of integers."""
+        if target.has("avx512f") and problem.format == "int8" and not target.has("avx_vnni"):
+            return False
+        return target.has(*_AVX2) and not target.has(*_AVX512)
 
     def product(self, problem: QuantizedDecodeAttention, target: Target) -> Product:
-        """Return products of bytes, in one instruction or in three."""
-        return ByteProduct(8) if target.has("avx_vnni") else PairProduct(8)
+        """Return products of bytes, or of 16-bit integers; those of pairs where all is wider."""
+        if target.has("avx_vnni"):
+            return ByteProduct(8)
+        return PairProduct(8) if target.has("avx512f") else WordProduct(8)
 
 
 class PortableAttention(QuantizedAttentionTemplate):

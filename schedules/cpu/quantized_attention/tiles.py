@@ -90,8 +90,11 @@ class DenseTiles(TileStream):
 
     def ahead(self, item: Item, at: Expr, tiles: int) -> Expr:
         """Return a tile further on."""
-        first = self._first(item)
-        return first // self.plan.tile + at + tiles
+        number = self._first(item) // self.plan.tile + at + tiles
+        if not self.plan.inside:
+            return number
+        blocks = T.cast(self.tensors.sizes["packed_blocks"], "int32")
+        return T.min(number, blocks * (self.plan.problem.block_tokens // self.plan.tile) - 1)
 
 
 class ListedTiles(TileStream):

@@ -13,7 +13,6 @@ from tvm.script import tirx as T
 
 from wattune.schedules.cpu import vector
 from wattune.schedules.cpu.attention.memory import Region
-from wattune.schedules.cpu.quantized_attention.keys import field_of
 from wattune.schedules.cpu.quantized_attention.lanes import across, first
 from wattune.schedules.cpu.quantized_attention.packed import Ahead, Codes
 from wattune.schedules.cpu.quantized_attention.plan import QuantizedPlan
@@ -140,7 +139,7 @@ class PackedValues:
         count = this.together * plan.parts
         for field in range(plan.fields):
             quad = product.quad(QUAD * (plan.fields * at + field))
-            codes = [product.unpack(field_of(plan, value, field)) for value in loaded]
+            codes = [product.codes(value, plan.cache.bits, field) for value in loaded]
             for r in range(this.rows):
                 for c in range(0, this.columns, this.together):
                     slot = c * plan.parts
