@@ -2,11 +2,11 @@
 
 The kernel alone, called from C as the tuner measures it, by the default schedule; the machine's
 bandwidth is measured at the same footprint, threads and pages just before and just after, and the
-better of the two counts; for attention on dot products of bfloat16 or of 16-bit integers, or on fp32
-multiply-adds, its share of that unit's speed as well. Bytes are those of the packed weights, or
-those that must move. One JSON row a problem, mode and number of threads, each kept in a dated file in
-``benchmarks/results/`` as soon as it is measured, beside rows of the same day for other problems
-and threads.
+better of the two counts; for attention on dot products of bfloat16 or of 16-bit integers, or on
+fp32 multiply-adds, its share of that unit's speed as well. Bytes are those of the packed weights,
+or those that must move. One JSON row a problem, mode and number of threads, each kept in a dated
+file in ``benchmarks/results/`` as soon as it is measured, beside rows of the same day for other
+problems and threads.
 """
 
 from __future__ import annotations
