@@ -44,7 +44,10 @@ class Kept:
             import tvm
 
             module = tvm.IRModule({"main": lower().with_attr("global_symbol", "main")})
-            tvm.tirx.build(module, tvm.target.Target(target.llvm())).export_library(str(found))
+            # One that was interrupted is no kernel.
+            new = found.with_stem(f"{found.stem}-new")
+            tvm.tirx.build(module, tvm.target.Target(target.llvm())).export_library(str(new))
+            new.rename(found)
         return found
 
 

@@ -100,6 +100,13 @@ def test_threshold_of_infinite_scores() -> None:
     assert found["block_counts"][:, 0].tolist() == [2, 0, 2, 0]
 
 
+@pytest.mark.parametrize("top", [1e4, 3e6, 1e7, 4e7, 1e8, 3e9, -1e8])
+def test_threshold_of_great_scores(top: float) -> None:
+    # From 2^24 on not every whole number is a float: a sum with the share's logarithm is rounded.
+    less = np.array([0, 1, 2, 3, 4, 4, 5, 5.4, 6, 7, 8, 16])
+    scored([top - less, top - 2 * less], [12] * 2, method="threshold", threshold=0.004)
+
+
 @pytest.mark.parametrize(
     "problem",
     [

@@ -61,7 +61,8 @@ class Residual:
             key = self._load(rows.keys, T.bind(i * width), width)
             with T.serial(plan.base.item_rows) as row:
                 base = T.bind(row * width)
-                sums = [queries.query.load(base + j * LANES, LANES) * key[j] for j in range(2)]
+                few = range(min(2, len(key)))
+                sums = [queries.query.load(base + j * LANES, LANES) * key[j] for j in few]
                 for j in range(2, len(key)):
                     query = queries.query.load(base + j * LANES, LANES)
                     sums[j % 2] = T.bind(vector.multiply_add(query, key[j], sums[j % 2]))

@@ -145,7 +145,9 @@ class Kernel:
         below = T.bind(math.log2(share, 1) * T.float32(math.LN_2))
         # Where not even the greatest one has so great a share, nothing has.
         floor = T.bind(T.Select(below < T.float32(0), greatest + below, T.float32(INFINITY)))
-        return T.bind(lanes.above(floor))
+        # Great scores lie far apart: a sum that was rounded up passes itself.
+        rounded = T.And(below < T.float32(0), floor - greatest > below)
+        return T.bind(T.Select(rounded, floor, lanes.above(floor)))
 
     def _write(self, best: Best, i: Expr, place: Place, outputs: list[Buffer]) -> None:
         """Write the blocks that are always kept around the listed ones, and the count."""
