@@ -45,12 +45,12 @@ def test_rows_tell_all_points_apart_and_templates_have_their_own_columns() -> No
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-def test_it_needs_a_third_of_the_trials_of_evolution_without_a_model(batch: int) -> None:
+def test_it_needs_two_fifths_of_the_trials_of_evolution_without_a_model(batch: int) -> None:
     mean = {
-        name: np.mean([trials_to_optimum(name, seed, FakeRunner(), batch) for seed in range(3)])
+        name: np.mean([trials_to_optimum(name, seed, FakeRunner(), batch) for seed in range(10)])
         for name in ("plain_evolutionary", "bayesian")
     }
-    assert mean["bayesian"] < mean["plain_evolutionary"] / (3 if batch == 1 else 1.5), mean
+    assert mean["bayesian"] < mean["plain_evolutionary"] / (2.5 if batch == 1 else 1.5), mean
 
 
 def test_a_round_at_random_says_nothing_of_what_is_left_to_win(
