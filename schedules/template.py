@@ -108,6 +108,13 @@ class Template(ABC):
     def counts(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Counts:
         """Count bytes, operations, tiles and parallelism of a candidate."""
 
+    def unit(self, problem: Any, target: Target, values: Mapping[str, Value]) -> str:
+        """Return the unit that may bind a candidate before memory does, by its field in `Limits`.
+
+        Nothing unless a template knows one: it does most of the operations of `Operator.work`.
+        """
+        return ""
+
     def source_hash(self) -> str:
         """Digest the source that decides what this template generates."""
         return _hash_folder(Path(import_module(type(self).__module__).__file__ or "").parent)

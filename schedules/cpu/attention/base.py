@@ -20,6 +20,9 @@ from wattune.schedules.space import Space, Value
 from wattune.schedules.target import Target
 from wattune.schedules.template import Counts, Layout, Template
 
+# What scores are made of -> unit.
+_UNITS = {"dot": "bf16_gflops", "fma": "fma_gflops"}
+
 
 class AttentionTemplate(Template):
     """An attention kernel; a subclass names the operator and what names the keys."""
@@ -91,6 +94,10 @@ class AttentionTemplate(Template):
     def pack(self, problem: Any, values: Mapping[str, Value]) -> dict[str, Any]:
         """Return nothing: nothing is packed."""
         return {}
+
+    def unit(self, problem: Any, target: Target, values: Mapping[str, Value]) -> str:
+        """Return the unit of scores."""
+        return _UNITS.get(self.plan(problem, target, values).scores, "")
 
     def counts(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Counts:
         """Count what the kernel does."""

@@ -148,6 +148,12 @@ class QuantizedAttentionTemplate(Template):
         """Return nothing: caches are packed token by token."""
         return {}
 
+    def unit(
+        self, problem: QuantizedDecodeAttention, target: Target, values: Mapping[str, Value]
+    ) -> str:
+        """Return the unit of the products."""
+        return self.product(problem, target).unit
+
     def counts(
         self, problem: QuantizedDecodeAttention, target: Target, values: Mapping[str, Value]
     ) -> Counts:

@@ -93,6 +93,8 @@ class Product(ABC):
     adds: ClassVar[int] = 1
     sums_apart: ClassVar[int] = 0
     widening: ClassVar[int] = 0
+    # The unit that may bind a kernel before memory does, by its field in `Limits`.
+    unit: ClassVar[str] = ""
 
     def words(self, count: int) -> int:
         """Return the words of a row of ``count`` numbers."""
@@ -235,6 +237,7 @@ class WordProduct(Product):
     adds = 2
     sums_apart = 1
     widening = 2
+    unit = "words_gops"
 
     def quad(self, number: int) -> int:
         """Return the word of the numbers of even bytes; that of odd ones follows."""
