@@ -42,122 +42,88 @@ static volatile int64_t sink;
 
 /* ---- Units: each runs `count` rounds and returns the operations of one round. ---- */
 
-/* 16 chains hide the latency of 4 to 5 cycles of two units. */
-#define TWELVE(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
-#define CHAINS(X) TWELVE(X) X(12) X(13) X(14) X(15)
+/* As many chains hide the latency of 4 to 5 cycles of two units. With VEX there are 16 registers. */
+#define TWELVE(X, ...)                                                    \
+  X(0, __VA_ARGS__) X(1, __VA_ARGS__) X(2, __VA_ARGS__) X(3, __VA_ARGS__) \
+  X(4, __VA_ARGS__) X(5, __VA_ARGS__) X(6, __VA_ARGS__) X(7, __VA_ARGS__) \
+  X(8, __VA_ARGS__) X(9, __VA_ARGS__) X(10, __VA_ARGS__) X(11, __VA_ARGS__)
+#define SIXTEEN(X, ...)  \
+  TWELVE(X, __VA_ARGS__) \
+  X(12, __VA_ARGS__) X(13, __VA_ARGS__) X(14, __VA_ARGS__) X(15, __VA_ARGS__)
 
-static double dot512(int64_t count) {
+#define START(i, Vector) Vector sum##i = {0};
+#define STEP(i, registers, instruction)                                         \
+  __asm__ volatile(instruction                                                  \
+                   : [sum] "+" registers(sum##i), [spare] "=&" registers(spare) \
+                   : [factor] registers(factor));
+#define END(i, ...) sink += (int64_t)sum##i[0];
+
+/* A unit that adds products of `value` to the sums of chains.
+ *
+ * Its instruction is spelt, as chains that the compiler knows to be equal become a single one; its
+ * operands are `sum`, `factor` (the value) and `spare`, in `registers` (a constraint). */
+#define UNIT(name, CHAINS, Vector, value, registers, instruction, operations)    \
+  static double name(int64_t count) {                                            \
+    Vector factor = value, spare;                                                \
+    CHAINS(START, Vector)                                                        \
+    for (int64_t i = 0; i < count; ++i) { CHAINS(STEP, registers, instruction) } \
+    CHAINS(END, )                                                                \
+    return operations;                                                           \
+  }
+#define LACKING(name)                 \
+  static double name(int64_t count) { \
+    (void)count;                      \
+    return 0;                         \
+  }
+
+#define BYTES_DOT "vpdpbusd %[factor], %[factor], %[sum]"
+
 #ifdef __AVX512VNNI__
-  __m512i u = _mm512_set1_epi8(1);
-#define START(i) __m512i a##i = _mm512_setzero_si512();
-#define STEP(i) __asm__ volatile("vpdpbusd %1, %1, %0" : "+v"(a##i) : "v"(u));
-#define SUM(i) sink += _mm512_reduce_add_epi32(a##i);
-  CHAINS(START)
-  for (int64_t i = 0; i < count; ++i) { CHAINS(STEP) }
-  CHAINS(SUM)
-#undef START
-#undef STEP
-#undef SUM
-  return 16 * 64 * 2;
+UNIT(dot512, SIXTEEN, __m512i, _mm512_set1_epi8(1), "v", BYTES_DOT, 16 * 64 * 2)
 #else
-  (void)count;
-  return 0;
+LACKING(dot512)
 #endif
-}
 
 /* Pairs of bfloat16. */
-static double dot_bf16(int64_t count) {
 #ifdef __AVX512BF16__
-  __m512i u = _mm512_setzero_si512();
-#define START(i) __m512 a##i = _mm512_setzero_ps();
-#define STEP(i) __asm__ volatile("vdpbf16ps %1, %1, %0" : "+v"(a##i) : "v"(u));
-#define SUM(i) sink += (int64_t)_mm512_reduce_add_ps(a##i);
-  CHAINS(START)
-  for (int64_t i = 0; i < count; ++i) { CHAINS(STEP) }
-  CHAINS(SUM)
-#undef START
-#undef STEP
-#undef SUM
-  return 16 * 32 * 2;
+UNIT(dot_bf16, SIXTEEN, __m512, {0}, "v", "vdpbf16ps %[factor], %[factor], %[sum]", 16 * 32 * 2)
 #else
-  (void)count;
-  return 0;
+LACKING(dot_bf16)
 #endif
-}
 
-static double dot256(int64_t count) {
-#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
-#ifdef __AVXVNNI__
-#define DOT "%{vex%} vpdpbusd %1, %1, %0"
+#if defined(__AVXVNNI__)
+UNIT(dot256, TWELVE, __m256i, _mm256_set1_epi8(1), "x", "%{vex%} " BYTES_DOT, 12 * 32 * 2)
+#elif defined(__AVX512VNNI__) && defined(__AVX512VL__)
+UNIT(dot256, TWELVE, __m256i, _mm256_set1_epi8(1), "x", BYTES_DOT, 12 * 32 * 2)
 #else
-#define DOT "vpdpbusd %1, %1, %0"
+LACKING(dot256)
 #endif
-  __m256i u = _mm256_set1_epi8(1);
-  /* With VEX there are 16 registers. */
-#define START(i) __m256i a##i = _mm256_setzero_si256();
-#define STEP(i) __asm__ volatile(DOT : "+x"(a##i) : "x"(u));
-#define SUM(i) sink += _mm256_extract_epi32(a##i, 0);
-  TWELVE(START)
-  for (int64_t i = 0; i < count; ++i) { TWELVE(STEP) }
-  TWELVE(SUM)
-#undef START
-#undef STEP
-#undef SUM
-  return 12 * 32 * 2;
-#else
-  (void)count;
-  return 0;
-#endif
-}
 
 /* Pairs of 16-bit integers: products that are added by an instruction of their own. */
-static double words(int64_t count) {
 #ifdef __AVX2__
-  __m256i u = _mm256_setzero_si256(), product;
-#define START(i) __m256i a##i = _mm256_setzero_si256();
-#define STEP(i)                                              \
-  __asm__ volatile("vpmaddwd %2, %2, %1; vpaddd %1, %0, %0" \
-                   : "+x"(a##i), "=&x"(product)             \
-                   : "x"(u));
-#define SUM(i) sink += _mm256_extract_epi32(a##i, 0);
-  TWELVE(START)
-  for (int64_t i = 0; i < count; ++i) { TWELVE(STEP) }
-  TWELVE(SUM)
-#undef START
-#undef STEP
-#undef SUM
-  return 12 * 16 * 2;
+#define WORDS_DOT "vpmaddwd %[factor], %[factor], %[spare]; vpaddd %[spare], %[sum], %[sum]"
+UNIT(words, TWELVE, __m256i, {0}, "x", WORDS_DOT, 12 * 16 * 2)
 #else
-  (void)count;
-  return 0;
+LACKING(words)
 #endif
-}
 
-static double multiply_add(int64_t count) {
-  Floats u = {0};
-  /* Named, or hidden: chains that the compiler knows to be equal become a single one. */
 #if defined(__FMA__) || defined(__AVX512F__)
-#define STEP(i) __asm__ volatile("vfmadd231ps %1, %1, %0" : "+v"(a##i) : "v"(u));
+#define MULTIPLY_ADD "vfmadd231ps %[factor], %[factor], %[sum]"
+#elif defined(__AVX__)
+#define MULTIPLY_ADD "vmulps %[factor], %[sum], %[sum]; vaddps %[factor], %[sum], %[sum]"
+#elif defined(__x86_64__)
+#define MULTIPLY_ADD "mulps %[factor], %[sum]; addps %[factor], %[sum]"
 #else
-#if defined(__x86_64__)
-#define HIDE "+x"
+#define MULTIPLY_ADD "fmla %[sum].4s, %[factor].4s, %[factor].4s"
+#endif
+#if defined(__AVX512F__)
+#define FLOATS "v"
+#elif defined(__x86_64__)
+#define FLOATS "x"
 #else
-#define HIDE "+w"
+#define FLOATS "w"
 #endif
-#define STEP(i)        \
-  a##i = a##i * u + u; \
-  __asm__ volatile("" : HIDE(a##i));
-#endif
-#define START(i) Floats a##i = {0};
-#define SUM(i) sink += (int64_t)a##i[0];
-  TWELVE(START)
-  for (int64_t i = 0; i < count; ++i) { TWELVE(STEP) }
-  TWELVE(SUM)
-#undef START
-#undef STEP
-#undef SUM
-  return 12 * (WIDTH / 4) * 2;
-}
+UNIT(multiply_add, TWELVE, Floats, {0}, FLOATS, MULTIPLY_ADD, 12 * (WIDTH / 4) * 2)
 
 static double tile(int64_t count) {
 #if defined(__AMX_TILE__) && defined(__AMX_INT8__)
