@@ -13,7 +13,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from wattune.schedules.cpu import vector
-from wattune.schedules.cpu.grouped_gemm.engines import ByteDot, FloatBf16, Int4, Int8, nibbles
+from wattune.schedules.cpu.grouped_gemm.engines import ByteDot, Int4, nibbles
 from wattune.schedules.cpu.grouped_gemm.layout import INT8_OFFSET, LANE, VECTOR
 from wattune.schedules.cpu.grouped_gemm.tile import Tile
 from wattune.schedules.cpu.vector import Registers
@@ -23,31 +23,16 @@ Expr = Any
 BYTES = 32
 WORDS = BYTES // 2
 # Memory is as fast as a few rows of an expert: none of them should be one that is not there.
-TILE_ROWS = (1, 2, 3, 4)
+FEW_ROWS = (1, 2, 3, 4)
 # Steps of low and high codes whose pairs of products fit 16 bits: 2 * 4 * 2 * 15 * 127 < 2^15.
 NARROW_STEPS = 4
 
 
-class FloatBf16Avx2(FloatBf16):
-    """bfloat16 as float32, with tiles for every small number of rows."""
-
-    tile_rows = TILE_ROWS
-
-
-class Int8Avx2(Int8):
-    """int8, with tiles for every small number of rows."""
-
-    tile_rows = TILE_ROWS
-
-
-class Int4Avx2(Int4):
-    """int4, with tiles for every small number of rows."""
-
-    tile_rows = TILE_ROWS
-
-
-class Int4Narrow(Int4Avx2):
+class Int4Narrow(Int4):
     """Sums of products in 16 bits, as many as fit."""
+
+    # A step is of many vectors.
+    unroll = 1
 
     def add_group(
         self, tile: Tile, start: Expr, columns: Expr, rows: list[Expr]

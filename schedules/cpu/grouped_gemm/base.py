@@ -41,8 +41,9 @@ class ExpertTemplate(Template):
     registers: ClassVar[int]
     # Rows of the smallest tile.
     least_rows: ClassVar[int] = 1
-    # Whether tiles can fetch the block after theirs; the last is the default where they are many.
+    # Whether tiles can fetch the block after theirs, and do so by default where they are many.
     next_block: ClassVar[tuple[bool, ...]] = (False, True)
+    fetches_next: ClassVar[bool] = True
     # The default of how many bytes ahead a stream is fetched.
     prefetch: ClassVar[int] = 4096
 
@@ -53,6 +54,11 @@ class ExpertTemplate(Template):
     @abstractmethod
     def engine(self, problem: Any, target: Target) -> Engine | None:
         """Return how products are made; None where the target cannot."""
+
+    def _engine(self, problem: Any, target: Target) -> Engine:
+        engine = self.engine(problem, target)
+        assert engine is not None
+        return engine
 
     def applies(self, problem: Any, target: Target) -> bool:
         """Say whether the target has the instructions."""
@@ -78,8 +84,8 @@ class ExpertTemplate(Template):
             Knob("columns", self.columns(problem), 0),
             Knob("panel", PANELS, 1),
             Knob("prefetch", (0, 1024, 2048, 4096, 8192, 16384), self.prefetch),
-            Knob("next_block", self.next_block, several and self.next_block[-1]),
-            Knob("unroll", (1, 2, 4), self.default_unroll(problem, target)),
+            Knob("next_block", self.next_block, several and self.fetches_next),
+            Knob("unroll", (1, 2, 4), self._engine(problem, target).unroll),
         )
         constraints = (
             Constraint(
@@ -110,11 +116,6 @@ class ExpertTemplate(Template):
         del target
         return self.row_blocks(problem.tokens)[-1]
 
-    def default_unroll(self, problem: Any, target: Target) -> int:
-        """Return how many steps follow each other by default."""
-        del problem, target
-        return 2
-
     def own_knobs(self) -> tuple[Knob, ...]:
         """Return the knobs that the operator has beside the others: none."""
         return ()
@@ -144,8 +145,7 @@ class ExpertTemplate(Template):
 
     def plan(self, problem: Any, target: Target, values: Mapping[str, Value]) -> Plan:
         """Return the sizes of a kernel."""
-        engine = self.engine(problem, target)
-        assert engine is not None
+        engine = self._engine(problem, target)
         plan = Plan(
             tokens=problem.tokens,
             top_k=problem.top_k,
@@ -183,8 +183,7 @@ class ExpertTemplate(Template):
         self, problem: Any, target: Target, values: Mapping[str, Value], phase: str
     ) -> Any:
         """Return a kernel of one phase only: what `benchmarks/moe_phases.py` times."""
-        engine = self.engine(problem, target)
-        assert engine is not None
+        engine = self._engine(problem, target)
         plan = self.plan(problem, target, values)
         kernel = Kernel(plan, engine, self.names, problem.dtype, phase)
 

@@ -14,7 +14,7 @@ from tvm.script import tirx as T
 from wattune.ops.expert_weights import GROUP
 from wattune.schedules.cpu import math, vector
 from wattune.schedules.cpu.grouped_gemm.layout import LANE, ROWS
-from wattune.schedules.cpu.grouped_gemm.tile import F32, I32, LANES, Engine, Tile
+from wattune.schedules.cpu.grouped_gemm.tile import F32, I32, LANES, ROW_SIZES, Engine, Tile
 from wattune.schedules.cpu.vector import Registers
 
 Expr = Any
@@ -116,8 +116,14 @@ class Integer(Engine):
 
     activation = "int8"
 
-    def __init__(self, dot: ByteDot, half: Callable[[Expr], Expr]) -> None:
+    def __init__(
+        self,
+        dot: ByteDot,
+        half: Callable[[Expr], Expr],
+        tile_rows: tuple[int, ...] = ROW_SIZES,
+    ) -> None:
         """Take the products, and the conversion of 16 float16 (as bits) to float32."""
+        super().__init__(tile_rows)
         self.dot = dot
         self.half = half
 

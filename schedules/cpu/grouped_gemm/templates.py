@@ -8,13 +8,7 @@ from typing import Any, ClassVar
 from wattune.ops.experts import touched
 from wattune.schedules.cpu.amx import TILE_ROWS
 from wattune.schedules.cpu.grouped_gemm.amx import MOST_SUMS, AmxBf16, AmxEngine, AmxInt4, AmxInt8
-from wattune.schedules.cpu.grouped_gemm.avx2 import (
-    AVX2,
-    FloatBf16Avx2,
-    Int4Avx2,
-    Int4Narrow,
-    Int8Avx2,
-)
+from wattune.schedules.cpu.grouped_gemm.avx2 import AVX2, FEW_ROWS, Int4Narrow
 from wattune.schedules.cpu.grouped_gemm.base import ExpertTemplate
 from wattune.schedules.cpu.grouped_gemm.engines import (
     PLAIN,
@@ -72,6 +66,7 @@ class Amx(Wide):
     registers: ClassVar[int] = MOST_SUMS
     least_rows: ClassVar[int] = TILE_ROWS
     next_block: ClassVar[tuple[bool, ...]] = (False,)
+    fetches_next: ClassVar[bool] = False
 
     def engine(self, problem: Any, target: Target) -> Engine | None:
         """Return the engine of the format."""
@@ -102,7 +97,7 @@ class Avx2(ExpertTemplate):
 
     registers: ClassVar[int] = 7
     prefetch: ClassVar[int] = 2048
-    next_block: ClassVar[tuple[bool, ...]] = (True, False)
+    fetches_next: ClassVar[bool] = False
 
     def default_groups(self, problem: Any) -> int:
         """Return one: 16 registers hold the sums of six rows for it, of two for a pair of them."""
@@ -113,21 +108,16 @@ class Avx2(ExpertTemplate):
         """Return four where weights are unpacked, and sums kept, in several registers."""
         return 6 if problem.format == "bf16" or target.has("avx_vnni") else 4
 
-    def default_unroll(self, problem: Any, target: Target) -> int:
-        """Return one where a step is of many vectors."""
-        return 1 if isinstance(self.engine(problem, target), Int4Narrow) else 2
-
     def engine(self, problem: Any, target: Target) -> Engine | None:
         """Return the engine of the format."""
         wide = target.has(*AVX512) and (problem.format == "bf16" or target.has("avx512_vnni"))
         if wide or not target.has("avx2", "fma"):
             return None
         if problem.format == "bf16":
-            return FloatBf16Avx2()
+            return FloatBf16(FEW_ROWS)
         dot, half = VNNI_256 if target.has("avx_vnni") else AVX2, _half(target)
-        if problem.format == "int8":
-            return Int8Avx2(dot, half)
-        return (Int4Avx2 if dot is VNNI_256 else Int4Narrow)(dot, half)
+        narrow = Int4Narrow if dot is AVX2 else Int4
+        return (Int8 if problem.format == "int8" else narrow)(dot, half, FEW_ROWS)
 
 
 class Portable(ExpertTemplate):

@@ -28,6 +28,8 @@ Buffer = Any
 LANES = vector.LANES
 F32 = f"float32x{LANES}"
 I32 = f"int32x{LANES}"
+# The numbers of rows that tiles are made for, where nothing else is known.
+ROW_SIZES = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,12 @@ class Engine(ABC):
     # How activations are stored, a key of `ACTIVATION_BYTES`; what `emit` sums in.
     activation: ClassVar[str]
     sums: ClassVar[str] = "float32"
-    # The numbers of rows that tiles are made for, beside the most.
-    tile_rows: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
+    # How many steps follow each other by default.
+    unroll: ClassVar[int] = 2
+
+    def __init__(self, tile_rows: tuple[int, ...] = ROW_SIZES) -> None:
+        """Take the numbers of rows that tiles are made for, beside the most."""
+        self.tile_rows = tile_rows
 
     def row_sizes(self, most: int) -> tuple[int, ...]:
         """Return the numbers of rows that tiles are made for, the most last."""

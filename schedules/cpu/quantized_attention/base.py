@@ -13,7 +13,7 @@ from wattune.schedules.cpu.attention.plan import Plan
 from wattune.schedules.cpu.quantized_attention.counts import counts
 from wattune.schedules.cpu.quantized_attention.kernel import QuantizedKernel
 from wattune.schedules.cpu.quantized_attention.plan import QuantizedPlan
-from wattune.schedules.cpu.quantized_attention.product import Product, WordProduct
+from wattune.schedules.cpu.quantized_attention.product import Product
 from wattune.schedules.cpu.vector import LANES
 from wattune.schedules.program import tensor_program
 from wattune.schedules.space import Constraint, Knob, Space, Value
@@ -35,25 +35,20 @@ class QuantizedAttentionTemplate(Template):
     def space(self, problem: QuantizedDecodeAttention, target: Target) -> Space:
         """Knobs: tile, rows and vectors of a pass, splits, prefetch; ``ahead`` counts tiles."""
         product, registers = self.product(problem, target), registers_of(target)
-        # Registers of a vector of codes, and of its sums for a row.
-        parts = LANES // product.lanes
-        sums = parts * product.terms
         total = problem.group * problem.query_tokens
-        most = max(1, min(8, (registers - product.spare - parts) // sums))
+        most = max(r for r in range(1, 9) if r == 1 or product.registers(r, 1) <= registers)
         # Passes of about as many rows each.
         even = -(-total // -(-total // most))
         rows = tuple(r for r in ROWS if r <= total)
         tiles = tuple(t for t in TILES if problem.block_tokens % t == 0)
         # Tiles of bytes fit the first cache twice, that in work and that on its way; tiles beyond
-        # a listed block are work for nothing. Slower units do not wait for that cache.
-        small = problem.format == "int8" and not isinstance(product, WordProduct)
+        # a listed block are work for nothing.
+        small = problem.format == "int8" and product.waits
         most_tokens = 64 if small else 128
         most_tokens = max(tiles[0], min(most_tokens, problem.block_size or most_tokens))
         tile = max(t for t in tiles if t <= most_tokens)
         default_rows = max(r for r in rows if r <= even)
-        columns = (
-            2 if self._fits(2 * default_rows * sums, 2 * parts + product.spare, registers) else 1
-        )
+        columns = 2 if product.registers(default_rows, 2) <= registers else 1
         splits = 1
         while target.threads > 1 and problem.kv_heads * splits < CHUNKS * target.threads:
             splits *= 2
@@ -73,26 +68,18 @@ class QuantizedAttentionTemplate(Template):
             ),
             *(
                 Constraint(
-                    f"{parts} * {name} * ({product.terms} * rows + 1) must be below "
-                    f"{registers - product.spare + 1} vector registers, or rows and {name} 1",
+                    f"{LANES // product.lanes} * {name} * ({product.terms} * rows + 1) + "
+                    f"{product.spare} must fit {registers} vector registers, "
+                    f"or rows and {name} be 1",
                     lambda v, name=name: (  # type: ignore[misc]
                         int(v["rows"]) * int(v[name]) == 1
-                        or self._fits(
-                            int(v["rows"]) * int(v[name]) * sums,
-                            int(v[name]) * parts + product.spare,
-                            registers,
-                        )
+                        or product.registers(int(v["rows"]), int(v[name])) <= registers
                     ),
                 )
                 for name in ("unroll", "columns")
             ),
         )
         return Space(self.name, knobs, constraints)
-
-    @staticmethod
-    def _fits(sums: int, others: int, registers: int) -> bool:
-        """Say whether sums, codes and what else a product needs fit the registers."""
-        return sums + others <= registers
 
     def plan(
         self, problem: QuantizedDecodeAttention, target: Target, values: Mapping[str, Value]

@@ -93,12 +93,18 @@ class Product(ABC):
     adds: ClassVar[int] = 1
     sums_apart: ClassVar[int] = 0
     widening: ClassVar[int] = 0
+    # Whether products are so fast that they wait for codes that the first cache does not hold.
+    waits: ClassVar[bool] = True
     # The unit that may bind a kernel before memory does, by its field in `Limits`.
     unit: ClassVar[str] = ""
 
     def words(self, count: int) -> int:
         """Return the words of a row of ``count`` numbers."""
         return -(-count // BLOCK) * BLOCK * self.width // 4
+
+    def registers(self, rows: int, vectors: int) -> int:
+        """Return the registers that vectors of codes, their sums for rows and the rest take."""
+        return LANES // self.lanes * vectors * (self.terms * rows + 1) + self.spare
 
     @abstractmethod
     def quad(self, number: int) -> int:
@@ -237,6 +243,7 @@ class WordProduct(Product):
     adds = 2
     sums_apart = 1
     widening = 2
+    waits = False
     unit = "words_gops"
 
     def quad(self, number: int) -> int:
