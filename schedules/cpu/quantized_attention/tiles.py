@@ -63,9 +63,21 @@ class TileStream(ABC):
     def tile(self, item: Item, at: Expr) -> Tile:
         """Return a tile by its place in the item."""
 
-    @abstractmethod
     def ahead(self, item: Item, at: Expr, tiles: int) -> Expr:
-        """Return the number of the tile so many (at most the plan's) behind the one at a place."""
+        """Return the number of the tile so many (at most the plan's) behind the one at a place.
+
+        One of the cache, where nothing else may be prefetched.
+        """
+        number = self._behind(item, at, tiles)
+        if not self.plan.inside:
+            return number
+        blocks = T.cast(self.tensors.sizes["packed_blocks"], "int32")
+        last = blocks * (self.plan.problem.block_tokens // self.plan.tile) - 1
+        return T.max(T.min(number, last), T.int32(0))
+
+    @abstractmethod
+    def _behind(self, item: Item, at: Expr, tiles: int) -> Expr:
+        """Return the number of a tile further on, which may lie beyond the packed blocks."""
 
 
 class DenseTiles(TileStream):
@@ -88,13 +100,9 @@ class DenseTiles(TileStream):
         first = T.bind(self._first(item))
         return Tile(T.bind(first // self.plan.tile + at), first, item.length)
 
-    def ahead(self, item: Item, at: Expr, tiles: int) -> Expr:
+    def _behind(self, item: Item, at: Expr, tiles: int) -> Expr:
         """Return a tile further on."""
-        number = self._first(item) // self.plan.tile + at + tiles
-        if not self.plan.inside:
-            return number
-        blocks = T.cast(self.tensors.sizes["packed_blocks"], "int32")
-        return T.min(number, blocks * (self.plan.problem.block_tokens // self.plan.tile) - 1)
+        return self._first(item) // self.plan.tile + at + tiles
 
 
 class ListedTiles(TileStream):
@@ -177,7 +185,7 @@ class ListedTiles(TileStream):
         slot = T.bind(at % RING * 3)
         return Tile(*(T.bind(self.ring.load(slot + i)) for i in range(3)))
 
-    def ahead(self, item: Item, at: Expr, tiles: int) -> Expr:
+    def _behind(self, item: Item, at: Expr, tiles: int) -> Expr:
         """Return a tile that is described already."""
         last = self.cursor.load(2) - 1
         return self.ring.load(T.min(at + tiles, last) % RING * 3)
