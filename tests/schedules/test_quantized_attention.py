@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.schedules.attention import Compiled, ragged, without_tiles
-from tests.schedules.kernels import assert_matches, run_kernel
+from tests.schedules.kernels import assert_matches, compile_function, run_kernel
 
 from wattune.ops import QuantizedDecodeAttention, operator
+from wattune.schedules.cpu.quantized_attention.product import PairProduct, Product
 from wattune.schedules.cpu.quantized_attention.templates import (
     Avx2Attention,
     PortableAttention,
@@ -26,6 +27,9 @@ VECTORS = without_tiles(NATIVE)
 WITHOUT = tuple(f for f in VECTORS.features if not f.startswith("avx512") and f != "gfni")
 AVX_VNNI = dataclasses.replace(VECTORS, features=WITHOUT)
 AVX2 = dataclasses.replace(VECTORS, features=tuple(f for f in WITHOUT if f != "avx_vnni"))
+WITHOUT_VNNI = dataclasses.replace(
+    VECTORS, features=tuple(f for f in VECTORS.features if f not in ("avx_vnni", "avx512_vnni"))
+)
 GENERIC = Target.parse("cpu:generic", 1)
 
 
@@ -164,6 +168,49 @@ def test_other_targets(target: Target, format: str, key_groups: str, template: A
     compiled.check(ragged(problem, lengths(64)))
 
 
+class PairAttention(Avx2Attention):
+    """Products by way of pairs wherever there is AVX2: few CPUs have AVX-512 and no VNNI."""
+
+    def product(self, problem: QuantizedDecodeAttention, target: Target) -> Product:
+        """Return them."""
+        return PairProduct(8)
+
+
+PAIRS = [
+    pytest.param(PairAttention(), AVX2, marks=pytest.mark.isa("avx2", "f16c", "fma"), id="avx2"),
+    pytest.param(
+        Avx2Attention(),
+        WITHOUT_VNNI,
+        marks=pytest.mark.isa("avx512bw", "avx512dq", "avx512vl"),
+        id="avx512",
+    ),
+]
+
+
+@pytest.mark.parametrize(("template", "target"), PAIRS)
+@pytest.mark.parametrize(("format", "key_groups"), [("int4", "token"), ("int2", "channel")])
+def test_products_by_way_of_pairs(
+    template: Avx2Attention, target: Target, format: str, key_groups: str
+) -> None:
+    """Codes and numbers at their largest too: a pair of products must fit 16 bits."""
+    problem = QuantizedDecodeAttention(
+        *(2, 256, 6, 2, 64), format=format, key_groups=key_groups, return_lse=True
+    )
+    assert isinstance(template.product(problem, target), PairProduct)
+    assert template.applies(problem, target)
+    values = template.space(problem, target).default()
+    function = template.lower(problem, target, values)
+    assert "vpmaddubsw" in machine_code(function, target)
+    kernel = compile_function(function, target)
+    inputs = ragged(problem, (256, 130))
+    largest = {name: array.copy() for name, array in inputs.items()}
+    largest["k_codes"][...] = largest["v_codes"][...] = 255
+    largest["q"][...] = np.sign(largest["q"])
+    for drawn in (inputs, largest):
+        got = run_kernel(problem, target, template, values, drawn, compiled=kernel)
+        assert_matches(problem, got, OPERATOR.reference(problem, drawn))
+
+
 def test_portable_on_wide_registers() -> None:
     problem = QuantizedDecodeAttention(3, 200, 4, 2, 64, format="int2", query_tokens=2)
     template = PortableAttention()
@@ -247,15 +294,19 @@ def test_defaults_are_points_of_the_space(
             assert template.sizes(problem, target, values)["workspace_bytes"] > 0
 
 
-@pytest.mark.isa("avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
-def test_the_inner_loops_are_byte_products() -> None:
+def machine_code(function: Any, target: Target) -> str:
     import tvm
 
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    return str(tvm.tirx.build(module, tvm.target.Target(target.llvm())).inspect_source("asm"))
+
+
+@pytest.mark.isa("avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+def test_the_inner_loops_are_byte_products() -> None:
     problem = QuantizedDecodeAttention(1, 4096, 4, 1, 64)
     template = VnniAttention()
     function = template.lower(problem, VECTORS, template.space(problem, VECTORS).default())
-    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    code = tvm.tirx.build(module, tvm.target.Target(VECTORS.llvm())).inspect_source("asm")
+    code = machine_code(function, VECTORS)
     assert code.count("vpdpbusd") >= 128
     assert "expf" not in code
 
@@ -263,12 +314,9 @@ def test_the_inner_loops_are_byte_products() -> None:
 @pytest.mark.isa("avx2", "f16c", "fma")
 @pytest.mark.parametrize("format", ["int8", "int4", "int2"])
 def test_the_inner_loops_are_products_of_words_on_avx2(format: str) -> None:
-    import tvm
-
     problem = QuantizedDecodeAttention(1, 4096, 4, 1, 64, format=format)
     template = Avx2Attention()
     function = template.lower(problem, AVX2, template.space(problem, AVX2).default())
-    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    code = tvm.tirx.build(module, tvm.target.Target(AVX2.llvm())).inspect_source("asm")
+    code = machine_code(function, AVX2)
     assert code.count("vpmaddwd") >= 128
     assert "vpmaddubsw" not in code and "%zmm" not in code
