@@ -35,6 +35,8 @@ RESULTS = Path(__file__).parents[1] / "results"
 FAMILY = "convolution_milo_"
 # In the order, failures and whatever is slower than this count as this much slower than the best.
 SLOWEST = 50.0
+# Trials of a first search: most find a good point in so many. Only where one does not, it is run
+# again to the budget, which takes far longer.
 SHORT = 40
 
 

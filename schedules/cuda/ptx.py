@@ -2,7 +2,7 @@
 
 Pointers are those of buffers (`Buffer.ptr_to`, `T.address_of`). Destinations are elements of
 register arrays (`registers`) and come first. Functions that return nothing emit a statement. All
-that TVM may spell differently one day is in this module.
+that TVM may spell differently one day is in this module, and in `warpgroup` for its products.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _ALL = 0xFFFFFFFF
 SHORT = {"float16": "f16", "bfloat16": "bf16"}
 
 
-def _emit(name: str, *operands: Expr) -> None:
+def emit(name: str, *operands: Expr) -> None:
+    """Emit an instruction by its name in PTX."""
     T.evaluate(T.ptx[name](*operands))
 
 
@@ -59,38 +60,38 @@ def load_wide(into: Buffer, first: int, buffer: Buffer, at: Expr, count: int) ->
 
 def copy(into: Expr, source: Expr) -> None:
     """Begin a copy of 16 bytes from global to shared memory, past L1 (cp.async.cg)."""
-    _emit("cp.async.cg.shared.global.L2::128B", into, source, WIDE)
+    emit("cp.async.cg.shared.global.L2::128B", into, source, WIDE)
 
 
 def copy_or_zero(into: Expr, source: Expr, count: Expr) -> None:
     """Begin a copy of ``count`` bytes, 0 to 16, filled up with zeros to 16 (cp.async.cg)."""
-    _emit("cp.async.cg.shared.global.L2::128B", into, source, WIDE, T.cast(count, "uint32"))
+    emit("cp.async.cg.shared.global.L2::128B", into, source, WIDE, T.cast(count, "uint32"))
 
 
 def copies_end() -> None:
     """End a group of this thread's copies (cp.async.commit_group)."""
-    _emit("cp.async.commit_group")
+    emit("cp.async.commit_group")
 
 
 def copies_wait(pending: int) -> None:
     """Wait until all but the last ``pending`` groups have landed (cp.async.wait_group)."""
-    _emit("cp.async.wait_group", pending)
+    emit("cp.async.wait_group", pending)
 
 
 def arrivals_begin(barrier: Expr, count: int) -> None:
     """Set up a barrier in shared memory for ``count`` arrivals a phase (mbarrier.init)."""
-    _emit("mbarrier.init.shared.b64", barrier, T.uint32(count))
+    emit("mbarrier.init.shared.b64", barrier, T.uint32(count))
 
 
 def arrivals_begun() -> None:
     """Make barriers that were set up known to the copy engine (fence.mbarrier_init)."""
-    _emit("fence.mbarrier_init.release.cluster")
-    _emit("fence.proxy.async.shared::cta")
+    emit("fence.mbarrier_init.release.cluster")
+    emit("fence.proxy.async.shared::cta")
 
 
 def arrivals_end(barrier: Expr) -> None:
     """Take down a barrier, so that its memory can be set up again (mbarrier.inval)."""
-    _emit("mbarrier.inval.shared.b64", barrier)
+    emit("mbarrier.inval.shared.b64", barrier)
 
 
 def stores_end() -> None:
@@ -99,17 +100,17 @@ def stores_end() -> None:
     And before products of warpgroups, which read that memory too. What this thread has copied
     (`copy`) and waited for is among its stores.
     """
-    _emit("fence.proxy.async.shared::cta")
+    emit("fence.proxy.async.shared::cta")
 
 
 def arrive(barrier: Expr, count: Expr) -> None:
     """Arrive, and have the phase wait for ``count`` bytes too (mbarrier.arrive.expect_tx)."""
-    _emit("mbarrier.arrive.expect_tx.shared.b64", barrier, T.cast(count, "uint32"))
+    emit("mbarrier.arrive.expect_tx.shared.b64", barrier, T.cast(count, "uint32"))
 
 
 def arrive_alone(barrier: Expr) -> None:
     """Arrive; what this thread has read or written is done with (mbarrier.arrive)."""
-    _emit("mbarrier.arrive.shared.b64", barrier)
+    emit("mbarrier.arrive.shared.b64", barrier)
 
 
 def arrivals_wait(barrier: Expr, parity: Expr) -> None:
@@ -122,7 +123,7 @@ def copy_row(into: Expr, source: Expr, count: int, barrier: Expr) -> None:
 
     Both addresses are multiples of 16. The barrier counts the bytes as they land.
     """
-    _emit(
+    emit(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes",
         into,
         source,
@@ -136,27 +137,27 @@ def copy_row(into: Expr, source: Expr, count: int, barrier: Expr) -> None:
 
 def load_once(into: Sequence[Expr], pointer: Expr) -> None:
     """Load 2 or 4 words that nobody reads again, past L1 (ld.global.nc, up to 16 bytes)."""
-    _emit(f"ld.global.nc.L1::no_allocate.v{len(into)}.u32", *into, pointer)
+    emit(f"ld.global.nc.L1::no_allocate.v{len(into)}.u32", *into, pointer)
 
 
 def load_shared_by_all(into: Sequence[Expr], pointer: Expr) -> None:
     """Load 4 fp32 that another block may have written (ld.global.cg.v4, 16 bytes)."""
-    _emit("ld.global.cg.v4.f32", *into, pointer)
+    emit("ld.global.cg.v4.f32", *into, pointer)
 
 
 def load_word_shared_by_all(into: Expr, pointer: Expr) -> None:
     """Load an fp32 that another block may have written (ld.global.cg)."""
-    _emit("ld.global.cg.f32", into, pointer)
+    emit("ld.global.cg.f32", into, pointer)
 
 
 def store_wide(pointer: Expr, values: Sequence[Expr]) -> None:
     """Store 2 or 4 words (st.global, up to 16 bytes)."""
-    _emit(f"st.global.v{len(values)}.u32", pointer, *values)
+    emit(f"st.global.v{len(values)}.u32", pointer, *values)
 
 
 def store_wide_real(pointer: Expr, values: Sequence[Expr]) -> None:
     """Store 4 fp32 (st.global.v4, 16 bytes)."""
-    _emit("st.global.v4.f32", pointer, *values)
+    emit("st.global.v4.f32", pointer, *values)
 
 
 def fence() -> None:
@@ -176,7 +177,7 @@ def swap_if(pointer: Expr, expected: Expr, value: Expr) -> Expr:
 
 def lower(pointer: Expr, value: Expr, space: str) -> None:
     """Replace an int32 in ``global`` or ``shared`` memory by a lesser one (red.min)."""
-    _emit(f"red.{space}.min.s32", pointer, value)
+    emit(f"red.{space}.min.s32", pointer, value)
 
 
 # Matrices: 8 x 8 elements of 16 bits, a row in 4 neighbouring lanes, two elements a lane.
@@ -184,17 +185,17 @@ def lower(pointer: Expr, value: Expr, space: str) -> None:
 
 def load_matrices(into: Sequence[Expr], pointer: Expr) -> None:
     """Load 1, 2 or 4 matrices; lane i points to row i of them all (ldmatrix)."""
-    _emit(f"ldmatrix.sync.aligned.m8n8.x{len(into)}.shared.b16", *into, pointer)
+    emit(f"ldmatrix.sync.aligned.m8n8.x{len(into)}.shared.b16", *into, pointer)
 
 
 def load_transposed(into: Sequence[Expr], pointer: Expr) -> None:
     """Load 1, 2 or 4 matrices, each transposed (ldmatrix.trans)."""
-    _emit(f"ldmatrix.sync.aligned.m8n8.x{len(into)}.trans.shared.b16", *into, pointer)
+    emit(f"ldmatrix.sync.aligned.m8n8.x{len(into)}.trans.shared.b16", *into, pointer)
 
 
 def transpose(into: Expr, matrix: Expr) -> None:
     """Transpose a matrix between lanes (movmatrix)."""
-    _emit("movmatrix.sync.aligned.m8n8.trans.b16", into, matrix)
+    emit("movmatrix.sync.aligned.m8n8.trans.b16", into, matrix)
 
 
 def multiply_add(
@@ -208,58 +209,7 @@ def multiply_add(
     """
     short = SHORT[dtype]
     name = f"mma.sync.aligned.m16n8k16.row.col.f32.{short}.{short}.f32"
-    _emit(name, *total, *left, *right, *total)
-
-
-# Products of a warpgroup: four warps whose first one's number is a multiple of 4 (sm_90a).
-
-
-def slab_descriptor(pointer: Expr, between: int) -> Expr:
-    """Return the lower half of a descriptor for `multiply_add_group`, a uint32.
-
-    It describes rows of 128 bytes in shared memory, swizzled by 128, 8 of which begin at a multiple
-    of 1024. ``between``: bytes from 64 columns to the next 64. What lies 16 bytes further is
-    described by 1 more. All lanes must ask for the same: the first one's is known to be uniform.
-    """
-    start = T.shift_right(T.cuda.cvta_generic_to_shared(pointer), T.uint32(4))
-    return from_lane(start + T.uint32(between // 16 << 16), 0)
-
-
-def group_begins() -> None:
-    """Order registers that were written before the products that follow (wgmma.fence)."""
-    _emit("wgmma.fence.sync.aligned")
-
-
-def group_ends() -> None:
-    """End a batch of the warpgroup's products, and wait for all (commit_group, wait_group)."""
-    # Nothing ties reads of the accumulators to the wait: that they follow it is left to the
-    # compiler. Where they do not, the assembler puts in a wait of its own and says so, and
-    # `compiler.cuda.rules` refuses the kernel.
-    _emit("wgmma.commit_group.sync.aligned")
-    _emit("wgmma.wait_group.sync.aligned", 0)
-
-
-def multiply_add_group(
-    total: Sequence[Expr],
-    left: Sequence[Expr],
-    right: Expr,
-    dtype: str,
-    adds: bool,
-    turned: bool,
-) -> None:
-    """Begin total[64, n] (+)= left[64, 16] right[16, n] of 16-bit floats (wgmma.m64nNk16).
-
-    Each warp has 16 rows, in the lanes of `multiply_add`, 8 columns after the other. ``right`` is
-    described by `slab_descriptor`: n rows of 16 values, or, where it is ``turned``, 16 rows of n
-    values. Without ``adds`` nothing is added to. Registers are not to be touched until
-    `group_ends`.
-    """
-    # Swizzled by 128 bytes; 8 rows are 1024 bytes from the next 8.
-    high = T.uint64(1 << 62 | (8 * 128 // 16) << 32)
-    right = T.bitwise_or(T.cast(right, "uint64"), high)
-    short = SHORT[dtype]
-    name = f"wgmma.mma_async.sync.aligned.m64n{2 * len(total)}k16.f32.{short}.{short}"
-    _emit(name, *total, *left, right, T.bool(adds), 1, 1, int(turned))
+    emit(name, *total, *left, *right, *total)
 
 
 # Registers.
@@ -267,7 +217,7 @@ def multiply_add_group(
 
 def pack(into: Expr, low: Expr, high: Expr, dtype: str) -> None:
     """Round two fp32 to 16 bits, side by side in a word (cvt.rn)."""
-    _emit(f"cvt.rn.{SHORT[dtype]}x2.f32", into, high, low)
+    emit(f"cvt.rn.{SHORT[dtype]}x2.f32", into, high, low)
 
 
 def unpack(into: Sequence[Expr], word: Expr, dtype: str) -> None:
@@ -288,32 +238,32 @@ def put_in(place: Expr, value: Expr) -> None:
 
 def multiply_pairs(into: Expr, a: Expr, b: Expr, dtype: str) -> None:
     """Multiply two 16-bit floats at once (mul.rn)."""
-    _emit(f"mul.rn.{SHORT[dtype]}x2", into, a, b)
+    emit(f"mul.rn.{SHORT[dtype]}x2", into, a, b)
 
 
 def divide(into: Expr, a: Expr, b: Expr) -> None:
     """Divide fp32 as IEEE 754 does, to nearest (div.rn)."""
-    _emit("div.rn.f32", into, a, b)
+    emit("div.rn.f32", into, a, b)
 
 
 def permute_bytes(into: Expr, low: Expr, high: Expr, selector: Expr) -> None:
     """Choose 4 of the 8 bytes of two words; a nibble of ``selector`` names each (prmt)."""
-    _emit("prmt.b32", into, low, high, selector)
+    emit("prmt.b32", into, low, high, selector)
 
 
 def logic(into: Expr, a: Expr, b: Expr, c: Expr, table: int) -> None:
     """Combine three words bit by bit; ``table`` is f(0xF0, 0xCC, 0xAA) (lop3)."""
-    _emit("lop3.b32", into, a, b, c, table)
+    emit("lop3.b32", into, a, b, c, table)
 
 
 def subtract_pairs(into: Expr, a: Expr, b: Expr, dtype: str) -> None:
     """Subtract two 16-bit floats at once (sub.rn)."""
-    _emit(f"sub.rn.{SHORT[dtype]}x2", into, a, b)
+    emit(f"sub.rn.{SHORT[dtype]}x2", into, a, b)
 
 
 def multiply_add_pairs(into: Expr, a: Expr, b: Expr, c: Expr, dtype: str) -> None:
     """Compute a b + c of two 16-bit floats at once (fma.rn)."""
-    _emit(f"fma.rn.{SHORT[dtype]}x2", into, a, b, c)
+    emit(f"fma.rn.{SHORT[dtype]}x2", into, a, b, c)
 
 
 def lesser(into: Expr, a: Expr, b: Expr, dtype: str) -> None:
@@ -321,12 +271,12 @@ def lesser(into: Expr, a: Expr, b: Expr, dtype: str) -> None:
 
     Nothing is flushed to zero.
     """
-    _emit(f"min.{_floats(dtype)}", into, a, b)
+    emit(f"min.{_floats(dtype)}", into, a, b)
 
 
 def greater(into: Expr, a: Expr, b: Expr, dtype: str) -> None:
     """Take the greater ones, as `lesser` does (max)."""
-    _emit(f"max.{_floats(dtype)}", into, a, b)
+    emit(f"max.{_floats(dtype)}", into, a, b)
 
 
 def _floats(dtype: str) -> str:
@@ -411,7 +361,7 @@ def warp_barrier() -> None:
 
 def team_barrier(number: Expr, threads: int) -> None:
     """Wait for the ``threads`` of some warps of a block; number 1 to 15 (bar.sync)."""
-    _emit("bar.sync", T.cast(number, "uint32"), T.uint32(threads))
+    emit("bar.sync", T.cast(number, "uint32"), T.uint32(threads))
 
 
 def block_barrier() -> None:

@@ -38,24 +38,28 @@ def source(body: Callable[[Block], None], arch: str) -> DeviceSource:
 
 
 def public_functions() -> set[str]:
-    """Return the names of the vocabulary."""
-    from wattune.schedules.cuda import ptx
+    """Return the names of the vocabulary; `emit` is what they are made of."""
+    from wattune.schedules.cuda import ptx, warpgroup
 
-    functions = inspect.getmembers(ptx, inspect.isfunction)
-    return {n for n, f in functions if f.__module__ == ptx.__name__ and not n.startswith("_")}
+    return {
+        name
+        for module in (ptx, warpgroup)
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__ and not name.startswith("_")
+    } - {"emit"}
 
 
 def every(block: Block, hopper: bool) -> set[str]:
     """Emit every instruction once; returns the names that were used."""
     from tvm.script import tirx as T
 
-    from wattune.schedules.cuda import ptx
+    from wattune.schedules.cuda import ptx, warpgroup
 
     used = set()
 
     def do(name: str, *operands: Any) -> Any:
         used.add(name)
-        return getattr(ptx, name)(*operands)
+        return getattr(ptx if hasattr(ptx, name) else warpgroup, name)(*operands)
 
     words = block.view("words", "uint32")
     reals = block.view("words", "float32")

@@ -24,7 +24,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.schedules.cuda import ptx
+from wattune.schedules.cuda import ptx, warpgroup
 from wattune.schedules.cuda.attention.place import Place
 from wattune.schedules.cuda.attention.plan import KEYS, Plan
 from wattune.schedules.cuda.attention.queries import Queries
@@ -191,13 +191,13 @@ class Warpgroup(RowsLong):
         # are read, which must have a value.
         found = self._accumulators(self.plan.keys // SHORT)
         keys = T.bind(self.ring.k.descriptor(row))
-        ptx.group_begins()
+        warpgroup.group_begins()
         for step in range(self.queries.steps):
             upper, lower = self.queries.operands(step)
             left = [upper[0], lower[0], upper[1], lower[1]]
             right = keys + self.ring.k.further(0, 2 * step)
             self._begin(found, left, right, adds=step > 0, turned=False)
-        ptx.group_ends()
+        warpgroup.group_ends()
         return found
 
     def add(self, row: Expr, weights: list[list[Any]], shrink: Any) -> None:
@@ -205,18 +205,18 @@ class Warpgroup(RowsLong):
         operands = self._operands(weights)
         self._shrink(self.sums, shrink)
         values = T.bind(self.ring.v.descriptor(row))
-        ptx.group_begins()
+        warpgroup.group_begins()
         for number, (left,) in enumerate(operands):
             right = values + self.ring.v.further(number * KEYS, 0)
             self._begin(self.sums, left, right, adds=True, turned=True)
-        ptx.group_ends()
+        warpgroup.group_ends()
 
     def _begin(
         self, total: list[list[Any]], left: list[Expr], right: Expr, adds: bool, turned: bool
     ) -> None:
         places = [tile[i] for (tile,) in total for i in range(4)]
         dtype = self.plan.problem.dtype
-        ptx.multiply_add_group(places, left, right, dtype, adds=adds, turned=turned)
+        warpgroup.multiply_add_group(places, left, right, dtype, adds=adds, turned=turned)
 
 
 def products_of(plan: Plan, place: Place[Plan], ring: Ring, queries: Queries) -> Products:

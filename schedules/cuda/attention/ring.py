@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from wattune.schedules.cuda import ptx
+from wattune.schedules.cuda import ptx, warpgroup
 from wattune.schedules.cuda.attention.place import Place
 from wattune.schedules.cuda.attention.plan import CHUNK, SLAB, SWIZZLED, Plan
 from wattune.schedules.cuda.kernel import Shared
@@ -54,7 +54,7 @@ class Slots:
 
     def descriptor(self, row: Expr) -> Expr:
         """Describe the slabs to a warpgroup's products, from a row on, a multiple of 8."""
-        return ptx.slab_descriptor(self.buffer.ptr_to([row * SLAB]), 2 * self.rows * SLAB)
+        return warpgroup.slab_descriptor(self.buffer.ptr_to([row * SLAB]), 2 * self.rows * SLAB)
 
     def further(self, row: int, chunk: int) -> Expr:
         """Return what is added to the descriptor for rows and chunks further on."""
