@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.schedules.attention import vectors
 from tests.schedules.kernels import assert_matches, compile_function, run_kernel
 
 from wattune.ops import FusedMoe, GroupedGemm, operator
 from wattune.ops.experts import ExpertsProblem, poison_untouched
-from wattune.schedules.target import Target
 from wattune.schedules.template import templates_for
 
 TOKENS, EXPERTS, TOP_K = 11, 5, 3
-TARGET = Target.native(threads=1)
+# Rows of tiles are others: these schedules are of vector registers.
+TARGET = vectors()
 # Float32 outputs show every bit; experts do not divide into shards of two.
 PROBLEMS: tuple[ExpertsProblem, ...] = (
     FusedMoe(TOKENS, EXPERTS, TOP_K, 128, 128, dtype="float32", format="int4"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.schedules.attention import vectors
 from tests.schedules.kernels import assert_matches, compile_function, run_kernel
 
 from wattune.errors import ScheduleError
@@ -85,7 +86,7 @@ def test_matches_reference(template: Template, problem: Any) -> None:
 
 
 def first_template(problem: Any, threads: int = 1) -> tuple[Template, Target]:
-    target = Target.native(threads)
+    target = vectors(threads)
     return templates_for(problem, target)[0], target
 
 
