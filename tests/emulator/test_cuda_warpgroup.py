@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.emulator.cuda.run import LaunchError, launch
-
-from wattune.compiler.cuda import device_code
-from wattune.errors import MissingDependencyError
+from tests.emulator.cuda.run import launch
+from tests.emulator.mutants import Mutants, assert_caught, usage_of
 
 KEYS, WIDTH, COLUMNS, THREADS = 32, 64, 128, 128
 
@@ -81,8 +79,7 @@ extern "C" __global__ void products_kernel(const half* a, const half* b, const h
     out[(row + i / 2 % 2 * 8) * {COLUMNS} + i / 4 * 8 + column + i % 2] = o[i];
 }}"""  # noqa: E501
 
-# What is replaced by what; the words of the failure, or "" for wrong values.
-MUTANTS = {
+MUTANTS: Mutants = {
     "no fence before the first product": (
         'asm volatile("wgmma.fence.sync.aligned;" ::: "memory");  // scores',
         "",
@@ -175,21 +172,10 @@ def test_products_are_right() -> None:
 
 
 def test_it_is_a_kernel_for_gpus() -> None:
-    try:
-        image = device_code.compile_image(SOURCE, ["sm_90a"])
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
-    used = image.usage["products", "sm_90a"]
+    used = usage_of(SOURCE, "products")
     assert used.spill_stores == used.serialized == 0
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mistake_is_caught(name: str) -> None:
-    right, wrong, words = MUTANTS[name]
-    assert SOURCE.count(right) == 1
-    source = SOURCE.replace(right, wrong)
-    if words:
-        with pytest.raises(LaunchError, match=words):
-            _wrong(source)
-    else:
-        assert _wrong(source)
+    assert_caught(SOURCE, MUTANTS[name], _wrong)
