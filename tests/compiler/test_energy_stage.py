@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,10 +19,11 @@ from wattune.compiler.report import render
 from wattune.compiler.report_data import collect, with_decisions
 from wattune.compiler.search.energy_policy import Policy
 from wattune.compiler.search.energy_stage import EnergyStage
-from wattune.compiler.search.events import EnergyDecided, Event
+from wattune.compiler.search.events import EnergyDecided, Event, RecordArrived
 from wattune.compiler.search.task import Task
 from wattune.compiler.tuner import tune
 from wattune.cost_models.base import CostModel, Prediction
+from wattune.ops import Problem, TernaryGemm
 from wattune.schedules.candidate import Candidate, Record
 
 pytestmark = pytest.mark.usefixtures("fake_templates")
@@ -35,10 +38,17 @@ def watts(candidate: Candidate) -> float:
     return float(100.0 * 1.05 ** int(v["unroll"]) * (1.2 if v["order"] == "row" else 1.0))
 
 
+def unforeseen(candidate: Candidate) -> float:
+    """Return a power of which the knobs tell nothing."""
+    number = zlib.crc32(str(candidate.schedule).encode())
+    return float(100.0 * np.exp(0.3 * np.random.default_rng(number).standard_normal()))
+
+
 @dataclass
 class MeteredApart(FakeRunner):
     """Measures energy where it is asked to; remembers of which candidates."""
 
+    power: Callable[[Candidate], float] = watts
     drift: Callable[[int], float] = lambda at: 1.0
     metered: list[Candidate] = field(default_factory=list)
 
@@ -50,7 +60,7 @@ class MeteredApart(FakeRunner):
         for candidate in candidates:
             record = self.record(candidate)
             assert record.measurement is not None
-            joules = watts(candidate) * smooth(candidate) * self.drift(len(self.metered))
+            joules = self.power(candidate) * smooth(candidate) * self.drift(len(self.metered))
             self.metered.append(candidate)
             yield replace(
                 record,
@@ -220,6 +230,36 @@ def test_a_tune_measures_few_energies_and_finds_the_least(tmp_path: Path) -> Non
     page = render(shown)
     assert "Which energies were measured" in page
     assert decided[-1].decision.reason in page
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_tune_spends_its_share_of_energies_before_its_latencies(
+    tmp_path: Path, count: int
+) -> None:
+    problems, trials = [SMALL, TernaryGemm(1, 64, 128)][:count], 128 * count
+    policy, planned = Policy(), trials // count
+    latencies, energies = Counter[Problem](), Counter[Problem]()
+    full, early = Counter[Problem](), Counter[Problem]()
+
+    def follow(event: Event) -> None:
+        if isinstance(event, RecordArrived):
+            latencies[event.record.candidate.problem] += event.record.joules is None
+        if isinstance(event, EnergyDecided):
+            problem, found = event.problem, event.decision
+            # The incumbent is measured again: an energy like the others.
+            measured = found.measured + (found.drift is not None)
+            now, left = (
+                max(policy.learning, int(policy.most * number)) - energies[problem]
+                for number in (latencies[problem], max(planned, latencies[problem]))
+            )
+            assert measured <= max(left, policy.least), "more than the share"
+            full[problem] += left <= policy.least
+            early[problem] += measured > max(now, policy.least)
+            energies[problem] += measured
+
+    path, runner = tmp_path / "tuned.sqlite", MeteredApart(power=unforeseen)
+    tune(problems, TARGET, path, trials, objective="energy", runner=runner, progress=follow)
+    assert all(full[problem] and early[problem] for problem in problems)
 
 
 def test_a_latency_objective_measures_no_energy(tmp_path: Path) -> None:
