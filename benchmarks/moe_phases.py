@@ -28,6 +28,7 @@ from benchmarks.kept import Kept, add_options, kept_in
 
 from wattune.compiler.bench.machine import describe_machine
 from wattune.compiler.bench.results import results_file, write_rows
+from wattune.compiler.measure.amx import allow_amx
 from wattune.compiler.measure.limits import ReadMeter
 from wattune.compiler.measure.memory import pages
 from wattune.compiler.measure.pool import LEAST_FOOTPRINT
@@ -226,6 +227,7 @@ def main() -> None:
     add_options(parser)
     options = parser.parse_args()
     os.environ.update(TVM_NUM_THREADS=str(options.threads), TVM_BIND_THREADS="0")
+    allow_amx()
     target, rows = Target.native(options.threads), []
     packed: dict[str, Any] = {}
     sizes = options.experts, TOP_K, HIDDEN, 2048

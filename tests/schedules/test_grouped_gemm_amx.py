@@ -50,6 +50,22 @@ def test_matches_reference(problem: Any) -> None:
             assert_matches(problem, got, op.reference(problem, inputs))
 
 
+@pytest.mark.isa("amx_tile", "amx_bf16", "amx_int8", "avx512_bf16")
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_matches_reference_on_tiles_of_this_machine(problem: Any, threads: int) -> None:
+    op, template, target = operator(problem.operator), TEMPLATE[problem.operator], Target.native(1)
+    target = dataclasses.replace(target, threads=threads)
+    inputs = op.verification_inputs(problem, np.random.default_rng(problem.tokens))
+    found = []
+    for knobs in ({}, {"prefetch": 4096, "groups": 1, "row_block": 16}, {"groups": 4, "parts": 2}):
+        some: dict[str, Value] = {**knobs}
+        values = template.space(problem, target).restrict(some).default()
+        found.append(run_kernel(problem, target, template, values, inputs))
+        assert_matches(problem, found[-1], op.reference(problem, inputs))
+        np.testing.assert_equal(found[-1], found[0])
+
+
 # The last slice of 256 columns is shorter; gate does not fill its last block.
 SLICED = [
     FusedMoe(21, 2, 2, 320, 288),

@@ -64,21 +64,27 @@ class AmxEngine(Engine):
         """Give a thread's tiles back."""
         amx.release()
 
+    @staticmethod
+    def fetch(tile: Tile, at: Expr, steps: int) -> None:
+        """Ask for what comes later than some steps; only a block's first rows find it in memory."""
+        if not tile.plan.prefetch:
+            return
+        with T.If(tile.chunk == 0), T.Then():
+            for step in range(steps):
+                tile.fetch(at + step * tile.product.step_bytes)
+
     def products(self, tile: Tile) -> Callable[[int, int], Expr]:
         """Emit the products; return what loads the lanes of a row and a group, as bytes lie."""
-        tiles, product, plan = Tiles(tile), tile.product, tile.plan
+        tiles, product = Tiles(tile), tile.product
         tiles.begin()
         columns = amx.TILE_ROWS * product.lane_columns
         first, count = tile.span(product.steps // amx.TILE_ROWS, columns)
         with T.serial(count) as k:
             step = T.bind(T.cast(k, "int64") + first)
             at = T.bind(tile.base + step * (amx.TILE_ROWS * product.step_bytes))
+            self.fetch(tile, at, amx.TILE_ROWS)
             tiles.load_activations(step * amx.ROW_BYTES)
             for g in range(tile.groups):
-                if plan.prefetch:
-                    for line in range(amx.TILE_ROWS):
-                        ahead = at + line * product.step_bytes + tile.stage.offset(g)
-                        vector.prefetch(tile.weights, ahead + plan.prefetch)
                 vectors = at + tile.stage.offset(g)
                 amx.load(tiles.weights(g), tile.weights, vectors, product.step_bytes)
                 tiles.multiply(g, self.dot)
@@ -234,7 +240,7 @@ class AmxInt4(AmxEngine):
                 )
                 for g in range(tile.groups):
                     vectors = start + (1 + half * STEPS) * product.step_bytes
-                    self._unpack(tile, vectors + tile.stage.offset(g), codes)
+                    self._unpack(tile, vectors, g, codes)
                     amx.load(tiles.weights(g), raw, codes, amx.ROW_BYTES)
                     tiles.multiply(g, self.dot)
             tiles.store()
@@ -270,14 +276,13 @@ class AmxInt4(AmxEngine):
                 tiles.copy_before(floats)
 
     @staticmethod
-    def _unpack(tile: Tile, first: Expr, codes: Expr) -> None:
-        """Write the 16 vectors of codes that 8 steps of a group hold."""
+    def _unpack(tile: Tile, first: Expr, group: int, codes: Expr) -> None:
+        """Write the 16 vectors of a group's codes that 8 steps hold."""
         raw = tile.memory.activations
         for step in range(STEPS):
             at = T.bind(first + step * tile.product.step_bytes)
-            if tile.plan.prefetch:
-                vector.prefetch(tile.weights, at + tile.plan.prefetch)
-            packed = T.bind(vector.load_bytes(tile.weights, at))
+            tile.ahead.fetch(tile, at, group)
+            packed = T.bind(vector.load_bytes(tile.weights, at + tile.stage.offset(group)))
             for high in range(2):
                 line = codes + (2 * step + high) * amx.ROW_BYTES
                 vector.store(raw, [line], nibbles(packed, high))

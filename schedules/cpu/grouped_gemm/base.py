@@ -15,7 +15,7 @@ from wattune.schedules.cpu.grouped_gemm.counts import count
 from wattune.schedules.cpu.grouped_gemm.kernel import Kernel, Names
 from wattune.schedules.cpu.grouped_gemm.layout import ExpertLayout
 from wattune.schedules.cpu.grouped_gemm.plan import Plan, Stage
-from wattune.schedules.cpu.grouped_gemm.tile import Engine
+from wattune.schedules.cpu.grouped_gemm.tile import FAR, Engine
 from wattune.schedules.program import Tensors, tensor_program
 from wattune.schedules.space import Constraint, Knob, Space, Value
 from wattune.schedules.target import Target
@@ -23,6 +23,7 @@ from wattune.schedules.template import Counts, Layout, Template
 
 ROW_BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 PARTS = (1, 2, 4, 8, 16)
+PREFETCHES = (0, 1024, 2048, 4096, 8192, 16384, FAR)
 # Columns of a slice and blocks of a panel; 0: all.
 COLUMNS = (0, 256, 512, 1024, 2048)
 PANELS = (1, 4, 16, 0)
@@ -44,7 +45,7 @@ class ExpertTemplate(Template):
     # Whether tiles can fetch the block after theirs, and do so by default where they are many.
     next_block: ClassVar[tuple[bool, ...]] = (False, True)
     fetches_next: ClassVar[bool] = True
-    # The default of how many bytes ahead a stream is fetched.
+    # How many bytes ahead a stream is fetched by default.
     prefetch: ClassVar[int] = 4096
 
     @abstractmethod
@@ -67,7 +68,7 @@ class ExpertTemplate(Template):
     def space(self, problem: Any, target: Target) -> Space:
         """Knobs: interleave, rows at once, order, parts, slices and panels, prefetch, unrolling."""
         single = problem.tokens * problem.top_k <= _REPEATED * touched(problem)
-        blocks, groups = self.row_blocks(problem.tokens), self.default_groups(problem)
+        blocks, groups = self.row_blocks(problem.tokens), self.default_groups(problem, target)
         # Tiles are made for fewer rows too, so that many at once cost nothing where there are few.
         limit = self.most_rows(problem, target)
         most = [r for r in blocks if r <= limit and self.sums(groups, r) <= self.registers][-1]
@@ -83,7 +84,7 @@ class ExpertTemplate(Template):
             *self.own_knobs(),
             Knob("columns", self.columns(problem), 0),
             Knob("panel", PANELS, 1),
-            Knob("prefetch", (0, 1024, 2048, 4096, 8192, 16384), self.prefetch),
+            Knob("prefetch", PREFETCHES, self.default_prefetch(problem)),
             Knob("next_block", self.next_block, several and self.fetches_next),
             Knob("unroll", (1, 2, 4), self._engine(problem, target).unroll),
         )
@@ -106,9 +107,14 @@ class ExpertTemplate(Template):
         )
         return Space(self.name, knobs, constraints)
 
-    def default_groups(self, problem: Any) -> int:
-        """Return how many groups of 16 rows interleave where nothing is known."""
+    def default_prefetch(self, problem: Any) -> int:
+        """Return how many bytes ahead a stream is fetched by default."""
         del problem
+        return self.prefetch
+
+    def default_groups(self, problem: Any, target: Target) -> int:
+        """Return how many groups of 16 rows interleave where nothing is known."""
+        del problem, target
         return 2
 
     def most_rows(self, problem: Any, target: Target) -> int:

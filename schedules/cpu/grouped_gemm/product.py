@@ -108,6 +108,7 @@ class Product:
                 start=start,
                 slice=slice,
                 first=T.bind(first + done),
+                chunk=chunk,
                 rows=stage.row_block,
                 worker=worker,
                 ahead=self._ahead(chunk, count),

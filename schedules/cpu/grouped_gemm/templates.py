@@ -22,7 +22,7 @@ from wattune.schedules.cpu.grouped_gemm.engines import (
     half_by_bits,
     half_by_cast,
 )
-from wattune.schedules.cpu.grouped_gemm.tile import Engine
+from wattune.schedules.cpu.grouped_gemm.tile import FAR, Engine
 from wattune.schedules.target import Target
 
 # With fewer rows of an expert vectors are as fast: memory is not.
@@ -41,9 +41,12 @@ def _integer(format: str, dot: ByteDot, target: Target) -> Engine:
 class Wide(ExpertTemplate):
     """What templates of 512-bit registers share: the layout, so that one copy serves both."""
 
-    def default_groups(self, problem: Any) -> int:
-        """Return four; two where weights are unpacked into registers beside the packed ones."""
-        return 2 if problem.format == "int4" else 4
+    def default_groups(self, problem: Any, target: Target) -> int:
+        """Return four; two where weights are unpacked beside the packed ones, and for AMX.
+
+        Its tiles of sums are two groups by 32 rows at best; vectors have the speed of memory.
+        """
+        return 2 if problem.format == "int4" or target.has("amx_tile") else 4
 
 
 class Avx512(Wide):
@@ -83,6 +86,13 @@ class Amx(Wide):
         whole = all(engine.whole(product) for product in self.products(problem, 1))
         return engine if whole else None
 
+    def default_prefetch(self, problem: Any) -> int:
+        """Return a way into the second cache: loads of tiles leave no room in the first.
+
+        int4 codes are loaded as vectors.
+        """
+        return self.prefetch if problem.format == "int4" else FAR
+
     def row_blocks(self, tokens: int) -> tuple[int, ...]:
         """Return whole tiles."""
         return (TILE_ROWS, 2 * TILE_ROWS)
@@ -99,9 +109,9 @@ class Avx2(ExpertTemplate):
     prefetch: ClassVar[int] = 2048
     fetches_next: ClassVar[bool] = False
 
-    def default_groups(self, problem: Any) -> int:
+    def default_groups(self, problem: Any, target: Target) -> int:
         """Return one: 16 registers hold the sums of six rows for it, of two for a pair of them."""
-        del problem
+        del problem, target
         return 1
 
     def most_rows(self, problem: Any, target: Target) -> int:

@@ -27,6 +27,8 @@ Buffer = Any
 
 LANES = vector.LANES
 F32 = f"float32x{LANES}"
+# What is to be read as many bytes later is asked for into the second cache: the first has 32 KiB.
+FAR = 1 << 15
 I32 = f"int32x{LANES}"
 # The numbers of rows that tiles are made for, where nothing else is known.
 ROW_SIZES = (1, 2, 4, 8, 16)
@@ -50,7 +52,9 @@ class Ahead:
             place = tile.start + self.distance + offset + tile.stage.offset(group)
             vector.prefetch(tile.weights, place, level=2)
         elif self.distance:
-            vector.prefetch(tile.weights, at + tile.stage.offset(group) + self.distance)
+            far = isinstance(self.distance, int) and self.distance >= FAR
+            place = at + tile.stage.offset(group) + self.distance
+            vector.prefetch(tile.weights, place, level=2 if far else 1)
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ class Tile:
     """Where one product of ``rows`` rows finds its operands.
 
     ``block`` is its number, ``base`` its byte in ``weights`` and ``start`` that of the ``slice``,
-    if there are several. ``first`` is the position of the first row, ``worker`` the thread;
-    ``ahead`` what is fetched early.
+    if there are several. ``first`` is the position of the first row, ``chunk`` the number of the
+    tile along a job's rows, ``worker`` the thread; ``ahead`` what is fetched early.
     """
 
     plan: Plan
@@ -80,6 +84,7 @@ class Tile:
     start: Expr
     slice: Slice | None
     first: Expr
+    chunk: Expr
     rows: int
     worker: Expr
     ahead: Ahead
