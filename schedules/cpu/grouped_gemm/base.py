@@ -84,7 +84,7 @@ class ExpertTemplate(Template):
             *self.own_knobs(),
             Knob("columns", self.columns(problem), 0),
             Knob("panel", PANELS, 1),
-            Knob("prefetch", PREFETCHES, self.default_prefetch(problem)),
+            Knob("prefetch", PREFETCHES, self.default_prefetch(problem, target)),
             Knob("next_block", self.next_block, several and self.fetches_next),
             Knob("unroll", (1, 2, 4), self._engine(problem, target).unroll),
         )
@@ -107,9 +107,9 @@ class ExpertTemplate(Template):
         )
         return Space(self.name, knobs, constraints)
 
-    def default_prefetch(self, problem: Any) -> int:
+    def default_prefetch(self, problem: Any, target: Target) -> int:
         """Return how many bytes ahead a stream is fetched by default."""
-        del problem
+        del problem, target
         return self.prefetch
 
     def default_groups(self, problem: Any, target: Target) -> int:

@@ -48,6 +48,10 @@ class Wide(ExpertTemplate):
         """
         return 2 if problem.format == "int4" or target.has("amx_tile") else 4
 
+    def default_prefetch(self, problem: Any, target: Target) -> int:
+        """Return a way into the second cache on CPUs with AMX, where it has 2 MiB."""
+        return FAR if target.has("amx_tile") else self.prefetch
+
 
 class Avx512(Wide):
     """512-bit vectors: vdpbf16ps where there is it, vpdpbusd for integer weights."""
@@ -86,12 +90,11 @@ class Amx(Wide):
         whole = all(engine.whole(product) for product in self.products(problem, 1))
         return engine if whole else None
 
-    def default_prefetch(self, problem: Any) -> int:
-        """Return a way into the second cache: loads of tiles leave no room in the first.
-
-        int4 codes are loaded as vectors.
-        """
-        return self.prefetch if problem.format == "int4" else FAR
+    def default_prefetch(self, problem: Any, target: Target) -> int:
+        """Return less for int4: codes are unpacked, so that the first cache has room."""
+        return (
+            self.prefetch if problem.format == "int4" else super().default_prefetch(problem, target)
+        )
 
     def row_blocks(self, tokens: int) -> tuple[int, ...]:
         """Return whole tiles."""
