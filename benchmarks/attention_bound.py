@@ -23,7 +23,7 @@ from wattune.compiler.measure.runner import LocalRunner
 from wattune.ops import DecodeAttention, Problem, QuantizedDecodeAttention, operator
 from wattune.schedules.candidate import Candidate, Schedule
 from wattune.schedules.target import Target
-from wattune.schedules.template import default_candidate
+from wattune.schedules.template import default_candidate, template_of
 
 RESULTS = Path(__file__).parent / "results"
 # Knobs beside the default ones.
@@ -47,11 +47,18 @@ def candidate(problem: Problem, target: Target, knobs: dict[str, int]) -> Candid
     return replace(default, schedule=Schedule.make(name, {**values, **knobs}))
 
 
+def in_space(found: Candidate) -> bool:
+    """Say whether a template has such a schedule: tiles have no blocks of 16 keys."""
+    space = template_of(found).space(found.problem, found.target)
+    return space.contains(found.schedule.values)
+
+
 def rows(
     target: Target, problem: Problem, schedules: tuple[dict[str, int], ...]
 ) -> list[dict[str, object]]:
     """Measure a problem between two measurements of its limit."""
     work = operator(problem.operator).work(problem)
+    schedules = tuple(k for k in schedules if in_space(candidate(problem, target, k)))
     with LocalRunner(target, "hot") as runner:
         before = read_bandwidth_at(work.bytes, 1)
         records = runner.interleaved([candidate(problem, target, knobs) for knobs in schedules])

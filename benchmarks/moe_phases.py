@@ -70,6 +70,8 @@ class Kernels:
         kept: Kept | None = None,
     ) -> None:
         """Take what is to be compiled; ``packed`` keeps weights for the next problem."""
+        if target.has("amx_tile"):
+            allow_amx()
         self.target, self.problem, self.packed, self.kept = target, problem, packed, kept
         self.template = templates_for(problem, target)[0]
         self.values = values or self.template.space(problem, target).default()
@@ -227,7 +229,6 @@ def main() -> None:
     add_options(parser)
     options = parser.parse_args()
     os.environ.update(TVM_NUM_THREADS=str(options.threads), TVM_BIND_THREADS="0")
-    allow_amx()
     target, rows = Target.native(options.threads), []
     packed: dict[str, Any] = {}
     sizes = options.experts, TOP_K, HIDDEN, 2048

@@ -57,10 +57,14 @@ def test_matches_reference_on_tiles_of_this_machine(problem: Any, threads: int) 
     op, template, target = operator(problem.operator), TEMPLATE[problem.operator], Target.native(1)
     target = dataclasses.replace(target, threads=threads)
     inputs = op.verification_inputs(problem, np.random.default_rng(problem.tokens))
-    found = []
-    for knobs in ({}, {"prefetch": 4096, "groups": 1, "row_block": 16}, {"groups": 4, "parts": 2}):
-        some: dict[str, Value] = {**knobs}
-        values = template.space(problem, target).restrict(some).default()
+    found: list[Any] = []
+    changes: tuple[dict[str, Value], ...] = (
+        {},
+        {"prefetch": 4096, "groups": 1, "row_block": 16},
+        {"groups": 4, "parts": 2},
+    )
+    for knobs in changes:
+        values = template.space(problem, target).restrict(knobs).default()
         found.append(run_kernel(problem, target, template, values, inputs))
         assert_matches(problem, found[-1], op.reference(problem, inputs))
         np.testing.assert_equal(found[-1], found[0])

@@ -65,12 +65,12 @@ class AmxEngine(Engine):
         amx.release()
 
     @staticmethod
-    def fetch(tile: Tile, at: Expr, steps: int) -> None:
-        """Ask for what comes later than some steps; only a block's first rows find it in memory."""
+    def _fetch(tile: Tile, at: Expr) -> None:
+        """Ask for what comes later than a tile; only a block's first rows find it in memory."""
         if not tile.plan.prefetch:
             return
         with T.If(tile.chunk == 0), T.Then():
-            for step in range(steps):
+            for step in range(amx.TILE_ROWS):
                 tile.fetch(at + step * tile.product.step_bytes)
 
     def products(self, tile: Tile) -> Callable[[int, int], Expr]:
@@ -82,7 +82,7 @@ class AmxEngine(Engine):
         with T.serial(count) as k:
             step = T.bind(T.cast(k, "int64") + first)
             at = T.bind(tile.base + step * (amx.TILE_ROWS * product.step_bytes))
-            self.fetch(tile, at, amx.TILE_ROWS)
+            self._fetch(tile, at)
             tiles.load_activations(step * amx.ROW_BYTES)
             for g in range(tile.groups):
                 vectors = at + tile.stage.offset(g)
@@ -206,6 +206,7 @@ class AmxInt4(AmxEngine):
 
     def __init__(self, half: Callable[[Expr], Expr]) -> None:
         """Take the conversion of 16 float16 (as bits) to float32."""
+        super().__init__()
         self.half = half
 
     @staticmethod

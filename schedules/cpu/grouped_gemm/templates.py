@@ -92,9 +92,8 @@ class Amx(Wide):
 
     def default_prefetch(self, problem: Any, target: Target) -> int:
         """Return less for int4: codes are unpacked, so that the first cache has room."""
-        return (
-            self.prefetch if problem.format == "int4" else super().default_prefetch(problem, target)
-        )
+        del target
+        return self.prefetch if problem.format == "int4" else FAR
 
     def row_blocks(self, tokens: int) -> tuple[int, ...]:
         """Return whole tiles."""
@@ -129,8 +128,8 @@ class Avx2(ExpertTemplate):
         if problem.format == "bf16":
             return FloatBf16(FEW_ROWS)
         dot, half = VNNI_256 if target.has("avx_vnni") else AVX2, _half(target)
-        narrow = Int4Narrow if dot is AVX2 else Int4
-        return (Int8 if problem.format == "int8" else narrow)(dot, half, FEW_ROWS)
+        int4 = Int4Narrow if dot is AVX2 else Int4
+        return (Int8 if problem.format == "int8" else int4)(dot, half, FEW_ROWS)
 
 
 class Portable(ExpertTemplate):

@@ -27,9 +27,9 @@ Buffer = Any
 
 LANES = vector.LANES
 F32 = f"float32x{LANES}"
-# What is to be read as many bytes later is asked for into the second cache: the first has 32 KiB.
-FAR = 1 << 15
 I32 = f"int32x{LANES}"
+# What is to be read as many bytes later is asked for into the second cache: it fills the first.
+FAR = 1 << 15
 # The numbers of rows that tiles are made for, where nothing else is known.
 ROW_SIZES = (1, 2, 4, 8, 16)
 
@@ -52,9 +52,8 @@ class Ahead:
             place = tile.start + self.distance + offset + tile.stage.offset(group)
             vector.prefetch(tile.weights, place, level=2)
         elif self.distance:
-            far = isinstance(self.distance, int) and self.distance >= FAR
             place = at + tile.stage.offset(group) + self.distance
-            vector.prefetch(tile.weights, place, level=2 if far else 1)
+            vector.prefetch(tile.weights, place, level=2 if self.distance >= FAR else 1)
 
 
 @dataclass(frozen=True)
